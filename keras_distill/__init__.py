@@ -1,0 +1,30 @@
+"""Knowledge distillation for Keras: small networks as good as large ones.
+
+The table of contents, in reading order: what both models look at (views), how
+far the student is from the teacher (losses), the training itself (distiller),
+and how well it goes (metrics).
+"""
+
+from keras_distill.views import ConsistentAugment as ConsistentAugment
+from keras_distill.views import InceptionCrop as InceptionCrop
+from keras_distill.views import MixUp as MixUp
+from keras_distill.losses import ClassicKD as ClassicKD
+from keras_distill.losses import DistillationLoss as DistillationLoss
+from keras_distill.losses import FunctionMatching as FunctionMatching
+from keras_distill.distiller import Distiller as Distiller
+from keras_distill.metrics import TeacherAgreement as TeacherAgreement
+from keras_distill.metrics import TeacherDivergence as TeacherDivergence
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClassicKD",
+    "ConsistentAugment",
+    "DistillationLoss",
+    "Distiller",
+    "FunctionMatching",
+    "InceptionCrop",
+    "MixUp",
+    "TeacherAgreement",
+    "TeacherDivergence",
+]

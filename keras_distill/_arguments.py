@@ -1,0 +1,61 @@
+"""Argument checks shared by the public classes.
+
+Each check returns the value it accepts, so that a constructor validates and
+assigns in one line, and each message says what was received.
+"""
+
+import math
+import numbers
+
+
+def positive_float(name, value):
+    """Return `value` as a float if it is a finite number above 0."""
+    if not _is_number(value) or not math.isfinite(value) or value <= 0:
+        raise ValueError(
+            f"`{name}` must be a finite number above 0. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def fraction(name, value):
+    """Return `value` as a float if it lies in [0, 1]."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(
+            f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def positive_int(name, value):
+    """Return `value` as an int if it is a whole number above 0."""
+    if not isinstance(value, numbers.Integral) or _is_bool(value) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a whole number above 0. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)
+
+
+def positive_range(name, value, upper=math.inf):
+    """Return `value` as a tuple `(low, high)` with `0 < low <= high`."""
+    try:
+        low, high = (float(v) for v in value)
+        valid = 0 < low <= high <= upper and math.isfinite(high)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        limit = "" if upper == math.inf else f" <= {upper:g}"
+        raise ValueError(
+            f"`{name}` must be two numbers (low, high) with "
+            f"0 < low <= high{limit}. Received: {name}={value!r}"
+        )
+    return low, high
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not _is_bool(value)
+
+
+def _is_bool(value):
+    return isinstance(value, bool)

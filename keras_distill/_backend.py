@@ -1,0 +1,115 @@
+"""All that differs between TensorFlow, JAX and PyTorch, in one place.
+
+A training step of the Distiller is Keras's own step on an annotated batch. The
+backends differ in where state lives while that batch is prepared:
+
+- TensorFlow reads and writes variables in place. What runs before Keras's step
+  runs before its gradient tape, so nothing of it is kept for the backward pass.
+- PyTorch does too, with the gradient switched off explicitly.
+- JAX passes all state through the arguments of the compiled step. The teacher's
+  variables are no part of the student's state, so they travel beside each batch
+  (`feed`): a variable that is only read from inside would become a constant of
+  the compiled step, and a teacher that changes would go unnoticed. Batches are
+  not donated, so that the caller's teacher stays usable throughout.
+"""
+
+import contextlib
+
+import keras
+
+_BACKEND = keras.backend.backend()
+
+EMPTY = (
+    "The data has no batches, so nothing was trained. Received: an empty "
+    "dataset. Check the path, the filter or the split that it comes from."
+)
+
+
+def run_step(model, step, annotate, frozen, arguments):
+    """Run `step`, Keras's own step, on what `annotate` makes of the batch.
+
+    Args:
+        model: the model that owns the step.
+        step: `train_step` or `test_step` of `keras.Model`, bound.
+        annotate: function from a batch to an annotated batch.
+        frozen: list of variables that `annotate` reads and `feed` supplied.
+        arguments: the arguments of the step: `(data,)`, or on JAX
+            `(state, data)`.
+    """
+    if _BACKEND != "jax":
+        (data,) = arguments
+        with _no_gradient():
+            data = annotate(data)
+        return step(data)
+
+    state, (frozen_values, data) = arguments
+    trainable, non_trainable, *rest = state
+    mapping = [
+        *zip(model.trainable_variables, trainable),
+        *zip(model.non_trainable_variables, non_trainable),
+        *zip(model.metrics_variables, rest[-1]),
+        *zip(frozen, frozen_values),
+    ]
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        data = annotate(data)
+    # Drawing a view advances seed generators; watching a teacher, a metric.
+    non_trainable = _updated(scope, model.non_trainable_variables)
+    rest[-1] = _updated(scope, model.metrics_variables)
+    return step((trainable, non_trainable, *rest), data)
+
+
+def feed(function, frozen):
+    """Wrap a train or test function so that its batches carry variables.
+
+    Args:
+        function: what `make_train_function` made.
+        frozen: list of variables whose values go along with every batch.
+    """
+    if _BACKEND != "jax":
+        return function
+
+    def fed(state, iterator):
+        return function(state, (([v.value for v in frozen], b) for b in iterator))
+
+    return fed
+
+
+def first_batch(iterator):
+    """Return the first batch of one of Keras's epoch iterators.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for _, _, batches in iterator:
+        return next(batches) if _BACKEND != "torch" else batches[0]
+    raise ValueError(EMPTY)
+
+
+def logs_of(result):
+    """Return the logs in what a train or test function returned."""
+    return result[0] if _BACKEND == "jax" else result
+
+
+def num_replicas():
+    """Return how many replicas a TensorFlow strategy runs in this context.
+
+    Keras divides each loss by this number, since it sums the gradients of the
+    replicas. What is logged has to be multiplied again.
+    """
+    if _BACKEND != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _updated(scope, variables):
+    return [scope.get_current_value(variable) for variable in variables]
+
+
+def _no_gradient():
+    if _BACKEND == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()

@@ -1,0 +1,135 @@
+"""What is known about a model's outputs: their structure, and how they end."""
+
+import keras
+from keras import tree
+
+# Layers that move or copy values without changing what they mean.
+_TRANSPARENT = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.RepeatVector,
+)
+
+
+def output_paths(outputs):
+    """Return the path of each output: `()` for one, `(0,)`, `("a",)`, ..."""
+    return [tuple(path) for path, _ in tree.flatten_with_path(outputs)]
+
+
+def per_output(config, paths, names, argument):
+    """Spread a `compile()` argument over the outputs it is meant for.
+
+    Args:
+        config: one value for all outputs, or a list or dict of values in the
+            structure of the outputs, or a dict by output name.
+        paths: the path of each output, as `output_paths` returns them.
+        names: the names of the outputs in the same order, or `None`.
+        argument: the name of the argument, for messages.
+
+    Returns:
+        A list with the value of each output, `None` where it has none.
+
+    Raises:
+        ValueError: if `config` does not fit the outputs.
+    """
+    if not tree.is_nested(config) or paths == [()]:
+        return [config] * len(paths)
+    if names is None or len(names) != len(paths):
+        names = [path[-1] for path in paths]
+    top_level = {path[0] for path in paths}
+    if isinstance(config, dict):
+        unknown = set(config) - top_level - set(names)
+        if unknown:
+            raise ValueError(
+                f"`{argument}` names outputs that the student does not have: "
+                f"{sorted(map(str, unknown))}. Its outputs are {list(names)}."
+            )
+    elif len(config) not in (len(top_level), len(paths)):
+        raise ValueError(
+            f"`{argument}` has {len(config)} entries and the student "
+            f"{len(paths)} outputs, {list(names)}. Received: "
+            f"{argument}={config}"
+        )
+    return [
+        _follow(config, path, index, name)
+        for index, (path, name) in enumerate(zip(paths, names))
+    ]
+
+
+def _follow(config, path, index, name):
+    for key in path:
+        if not tree.is_nested(config):
+            break
+        if isinstance(config, dict):
+            config = config.get(key, config.get(name))
+        else:
+            config = config[key if isinstance(key, int) else index]
+    return config
+
+
+def at(structure, path):
+    """Return what lies at `path` in a nested structure."""
+    for key in path:
+        structure = structure[key]
+    return structure
+
+
+def select(values, path, index, names):
+    """Return the labels or weights of one output.
+
+    They may be one array for all outputs, or have the outputs' structure, or be
+    a dict by output name, or a flat list.
+    """
+    if not tree.is_nested(values):
+        return values
+    if not path:
+        (value,) = tree.flatten(values)
+        return value
+    if isinstance(values, dict) and names is not None:
+        if names[index] in values:
+            return values[names[index]]
+    try:
+        return at(values, path)
+    except (KeyError, IndexError, TypeError):
+        if isinstance(values, (list, tuple)) and index < len(values):
+            return values[index]
+        return None
+
+
+def known_outputs(model):
+    """Return the symbolic outputs of a model, or `None` if it has no graph."""
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0] if model.built else None
+    # A subclassed model has an `output` too once another graph uses it; only a
+    # functional model has `outputs`.
+    return model.output if hasattr(model, "outputs") else None
+
+
+def ending_activation(output):
+    """Return `(layer, name)` of the activation that an output ends in.
+
+    Follows a symbolic output back through layers that only move values, and
+    into nested models. `name` is `"linear"` for a layer with weights and no
+    activation, and `(None, None)` is returned where nothing can be told.
+    """
+    layer, node_index, tensor_index = output._keras_history
+    while True:
+        if isinstance(layer, keras.Model):
+            inner = known_outputs(layer)
+            if inner is None:
+                return None, None
+            return ending_activation(tree.flatten(inner)[tensor_index])
+        if isinstance(layer, keras.layers.Softmax):
+            return layer, "softmax"
+        activation = getattr(layer, "activation", None)
+        name = getattr(activation, "__name__", None)
+        moves = isinstance(layer, _TRANSPARENT) or (
+            isinstance(layer, keras.layers.Activation) and name == "linear"
+        )
+        if not moves:
+            return (layer, name) if name else (None, None)
+        layer, node_index, tensor_index = layer._inbound_nodes[
+            node_index
+        ].input_tensors[0]._keras_history

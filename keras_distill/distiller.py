@@ -1,0 +1,327 @@
+"""Distiller: a student, a teacher and a view, trained by plain `fit()`.
+
+`train_step` does one thing: it turns the batch into an annotated batch (the view
+drawn, the teacher's outputs attached, outside the gradient) and hands it to
+Keras's own step. `test_step` does the same with the plain batch. So everything
+that Keras's step knows (mixed precision, distribution, gradient accumulation,
+regularisers) works here without a line about it.
+
+Left out: student and teacher in one graph, and a frozen copy of the teacher. The
+teacher is borrowed (see `teachers/live.py`).
+"""
+
+import functools
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_distill import _backend
+from keras_distill import checks
+from keras_distill.logs import KeepsLogs
+from keras_distill.losses import FunctionMatching
+from keras_distill.losses.objective import Annotated
+from keras_distill.losses.objective import Leaf
+from keras_distill.losses.objective import Objective
+from keras_distill.metrics import TeacherMetrics
+from keras_distill.metrics import without_teacher_metrics
+from keras_distill.saving import SavesStudent
+from keras_distill.teachers.health import TeacherHealth
+from keras_distill.teachers.live import LiveTeacher
+from keras_distill.views import ConsistentAugment
+from keras_distill.views.consistent_augment import mixable
+from keras_distill.views.consistent_augment import view_of_each
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Distiller(KeepsLogs, SavesStudent, keras.Model):
+    """Trains a student to be like its teacher, in plain `fit()`.
+
+    Each training step draws one view of the batch, shows it to both models, and
+    moves the student towards the teacher. The student is the caller's own
+    object, trained in place; the teacher is only read. `call`, `predict`,
+    `evaluate` and `summary` are the student's.
+
+    Saving: `save_weights`, `ModelCheckpoint`, `BackupAndRestore` and `save`
+    write the student, the optimizer and the state of the random generators, and
+    nothing of the teacher. After `keras.models.load_model`, assign
+    `distiller.teacher` and go on with `fit()`. To ship the student, save it
+    alone: `distiller.student.save("student.keras")`.
+
+    Args:
+        student: the `keras.Model` to train.
+        teacher: a built `keras.Model`; or any callable `inputs -> outputs`; or
+            a list of these, whose probabilities are averaged. It runs with
+            `training=False`. On JAX the weights that a plain function reads
+            from inside become constants of the compiled step: pass models.
+        augment: `ConsistentAugment`, or a layer that it takes, or `None`. Draws
+            the view, in training only.
+        student_preprocessing: layer or callable applied to the view before the
+            student alone, in training and inference: rescaling, resizing,
+            picking an input. `None` for none; a KerasHub task's own
+            `preprocessor` is then used.
+        teacher_preprocessing: the same before the teacher alone.
+        name: name of the model.
+
+    Call arguments:
+        inputs: what the student takes (before `student_preprocessing`).
+        training: bool, passed to the student.
+
+    Raises:
+        TypeError: if the teacher can't be called, or the student is no model.
+        ValueError: if teacher and student are the same or share weights, or if
+            preprocessing has trainable weights.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_distill import ClassicKD, Distiller
+
+    def mlp(units):
+        return keras.Sequential(
+            [keras.Input((8,)), keras.layers.Dense(units, "relu"),
+             keras.layers.Dense(3)]
+        )
+
+    x = np.random.rand(64, 8).astype("float32")
+    y = np.random.randint(0, 3, size=64)
+    distiller = Distiller(student=mlp(4), teacher=mlp(64))
+    distiller.compile("adam", loss=ClassicKD(), metrics=["accuracy"])
+    distiller.fit(x, y, epochs=2, verbose=0)
+    distiller.student.save("student.keras")
+    ```
+    """
+
+    def __init__(
+        self,
+        *positional,
+        student=None,
+        teacher=None,
+        augment=None,
+        student_preprocessing=None,
+        teacher_preprocessing=None,
+        name=None,
+    ):
+        checks.check_roles(positional, student, teacher)
+        # The shared view must reach each model's own preprocessing untouched,
+        # so the Distiller itself casts nothing. Its policy is the student's:
+        # Keras looks there for whether the loss has to be scaled.
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        self.student = student
+        self.student_preprocessing = checks.preprocessing(
+            "student_preprocessing", student_preprocessing, student
+        )
+        self.teacher_preprocessing = checks.preprocessing(
+            "teacher_preprocessing", teacher_preprocessing, teacher
+        )
+        if augment is not None and not isinstance(augment, ConsistentAugment):
+            augment = ConsistentAugment(augment)
+        self.augment = augment
+        self.teacher = teacher
+        self.built = student.built
+
+    @property
+    def teacher(self):
+        """The teacher as it was given. Assigning another one takes effect."""
+        return self._live_teacher.given
+
+    @teacher.setter
+    def teacher(self, teacher):
+        live = LiveTeacher(teacher, self.teacher_preprocessing)
+        checks.check_no_shared_weights(self.student, live)
+        self._live_teacher = live
+        if self.compiled:
+            checks.check_outputs(self.student, live, self._objective)
+            # The compiled steps hold the teacher before this one.
+            self.train_function = self.test_function = None
+
+    def __setattr__(self, name, value):
+        if name == "teacher":
+            # Keras and PyTorch adopt every model that is assigned to them.
+            # This leads to the setter above and nowhere else.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def output_names(self):
+        """The names of the student's outputs, where it has any."""
+        return self.student.output_names
+
+    def call(self, inputs, training=None):
+        if self.student_preprocessing is not None:
+            inputs = self.student_preprocessing(inputs)
+        return self.student(inputs, training=training)
+
+    def summary(self, *args, **kwargs):
+        """Print the student's summary, with the arguments of Keras."""
+        return self.student.summary(*args, **kwargs)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        *,
+        check_teacher=True,
+        **kwargs,
+    ):
+        """Choose how to train; the arguments are those of `keras.Model`.
+
+        Args:
+            optimizer: as for `keras.Model.compile`.
+            loss: `ClassicKD`, `FunctionMatching` or another
+                `DistillationLoss`; for several outputs a list or dict of
+                losses. Other Keras losses compare with the labels. `None`
+                means `FunctionMatching()`.
+            loss_weights: floats in the structure of `loss`.
+            metrics: `TeacherAgreement` and `TeacherDivergence` compare with the
+                teacher, all other metrics with the labels. Where the view
+                mixes images, label metrics are computed in validation only.
+            weighted_metrics: the same, with `sample_weight`.
+            check_teacher: bool. Whether to watch for NaN among the teacher's
+                outputs, and to raise an error that names the batch.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
+                `auto_scale_loss`, as for `keras.Model.compile`.
+
+        Raises:
+            ValueError: if the outputs of teacher and student don't fit each
+                other, or contradict the loss's `from_logits`.
+        """
+        given = {
+            "optimizer": optimizer,
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+            "check_teacher": check_teacher,
+            **kwargs,
+        }
+        loss = FunctionMatching() if loss is None else loss
+        names = getattr(self.student, "output_names", None)
+        num_outputs = len(names or [""])
+        objective = Objective(loss, loss_weights, names)
+        checks.check_outputs(self.student, self._live_teacher, objective)
+        self._start_logs(
+            objective,
+            TeacherMetrics(metrics, weighted_metrics, names),
+            TeacherHealth() if check_teacher else None,
+        )
+        super().compile(
+            optimizer=optimizer,
+            loss=objective,
+            metrics=without_teacher_metrics(metrics, num_outputs),
+            weighted_metrics=without_teacher_metrics(
+                weighted_metrics, num_outputs
+            ),
+            **kwargs,
+        )
+        self._keep_compile_arguments({**given, "optimizer": self.optimizer})
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        checks.check_not_empty(args[0] if args else kwargs.get("x"))
+        self._steps_taken = 0
+        history = super().fit(*args, **kwargs)
+        self._settle_logs()
+        if history.epoch and not self._steps_taken:
+            raise ValueError(_backend.EMPTY)
+        return history
+
+    def train_step(self, *arguments):
+        return self._step(super().train_step, arguments, training=True)
+
+    def test_step(self, *arguments):
+        return self._step(super().test_step, arguments, training=False)
+
+    def _step(self, step, arguments, training):
+        return _backend.run_step(
+            self,
+            step,
+            functools.partial(self._annotate, training=training),
+            self._live_teacher.variables,
+            arguments,
+        )
+
+    def _annotate(self, data, training):
+        """Return the batch with its view drawn and its targets attached."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        view, drawn = x, None
+        if training and self.augment is not None:
+            view, drawn = self.augment.draw(x)
+        student_view, teacher_view = view_of_each(view)
+        teacher = self._live_teacher(teacher_view, self._from_logits)
+        teacher = self._check_teacher(teacher)
+        if drawn is None or not self.augment.mixes_labels:
+            return student_view, Annotated(y, teacher, y), sample_weight
+        # No class is right for a mixed image, so no metric scores its labels.
+        mixed = None
+        if y is not None and self._objective.uses_labels:
+            mixed = self.augment.transform_labels(mixable(y, teacher), drawn)
+        if sample_weight is not None:
+            sample_weight = self.augment.transform_labels(
+                mixable(sample_weight), drawn
+            )
+        return student_view, Annotated(mixed, teacher), sample_weight
+
+    def _from_logits(self, outputs):
+        """Tell of each output whether it is logits; `None` if no classes."""
+        return [
+            term.loss.from_logits if term and term.uses_teacher else None
+            for _, term in self._objective.terms_of(outputs)
+        ]
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        if y.teacher is None:
+            return ops.zeros(())  # Keras builds its state; ours has none.
+        return super().compute_loss(
+            x, Leaf(y), Leaf(y_pred), Leaf(sample_weight), training
+        )
+
+    def make_train_function(self, force=False):
+        self._make("train_function", super().make_train_function, force)
+
+    def make_test_function(self, force=False):
+        self._make("test_function", super().make_test_function, force)
+
+    def _make(self, name, make, force):
+        """Make a compiled step that is fed the teacher and is watched."""
+        existing = getattr(self, name)
+        make(force)
+        if getattr(self, name) is existing:
+            return
+        function = _backend.feed(
+            getattr(self, name), self._live_teacher.variables
+        )
+
+        def watched(*arguments):
+            result = function(*arguments)
+            self._steps_taken += 1
+            self._collect_logs(_backend.logs_of(result))
+            return result
+
+        setattr(self, name, watched)
+
+    # Keras builds models, metrics and optimizers on a batch of data. What they
+    # get to see is the view, which may have another size.
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        if data_batch is None:
+            data_batch = _backend.first_batch(iterator)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data_batch)
+        if self.augment is not None:
+            x, _ = view_of_each(self.augment.view_spec(x))
+        super()._symbolic_build(data_batch=(x, Annotated(y, None, y), weight))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """TensorFlow alone: build early, so that callbacks find weights."""
+        if self.built:
+            super()._maybe_symbolic_build(iterator, data_batch)
+        else:
+            self._symbolic_build(iterator, data_batch)

@@ -1,0 +1,9 @@
+"""Chapter 3: how far the student's answer is from the teacher's."""
+
+from keras_distill.losses.classic_kd import ClassicKD as ClassicKD
+from keras_distill.losses.distillation_loss import (
+    DistillationLoss as DistillationLoss,
+)
+from keras_distill.losses.function_matching import (
+    FunctionMatching as FunctionMatching,
+)

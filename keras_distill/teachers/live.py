@@ -1,0 +1,108 @@
+"""LiveTeacher: runs the teacher on the view, as the training goes.
+
+A teacher is borrowed. It runs in inference mode, its variables are read and
+never written, its `trainable` flags stay as they are, and it is kept in a plain
+object that Keras does not track: so it gets no gradient, no optimizer slot and
+no place in a checkpoint.
+"""
+
+import keras
+from keras import tree
+
+from keras_distill.losses import divergence
+
+
+class LiveTeacher:
+    """Any teacher, as one function from a view to outputs.
+
+    Args:
+        teacher: a built Keras model or layer, any callable
+            `inputs -> outputs`, or a list of them.
+        preprocessing: layer or callable applied to the view first, or `None`.
+
+    Raises:
+        TypeError: if the teacher can't be called.
+        ValueError: if the list is empty, or a model has no weights yet.
+    """
+
+    def __init__(self, teacher, preprocessing=None):
+        self.given = teacher
+        self.preprocessing = preprocessing
+        self.members = (
+            list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        )
+        if not self.members:
+            raise ValueError("`teacher` is an empty list. Received: teacher=[]")
+        for member in self.members:
+            _check_member(member)
+
+    @property
+    def variables(self):
+        """The variables that the teacher reads, each once."""
+        layers = [
+            part
+            for part in (*self.members, self.preprocessing)
+            if isinstance(part, keras.layers.Layer)
+        ]
+        found = {id(v): v for layer in layers for v in layer.variables}
+        return list(found.values())
+
+    def __call__(self, view, from_logits):
+        """Return the teacher's outputs for a view.
+
+        Args:
+            view: what the teacher looks at.
+            from_logits: function from outputs to a list with a bool for each,
+                or `None` where they are no classes. Ensembles average the
+                probabilities of the former and the values of the latter.
+        """
+        if self.preprocessing is not None:
+            view = self.preprocessing(view)
+        answers = [_infer(member, view) for member in self.members]
+        if len(answers) == 1:
+            return answers[0]
+        for answer in answers[1:]:
+            tree.assert_same_structure(answers[0], answer)
+        flat = [tree.flatten(answer) for answer in answers]
+        means = [
+            _mean(list(outputs), logits)
+            for outputs, logits in zip(zip(*flat), from_logits(answers[0]))
+        ]
+        return tree.pack_sequence_as(answers[0], means)
+
+
+class AbsentTeacher:
+    """Stands where the teacher of a loaded Distiller has to be put."""
+
+    def __call__(self, inputs):
+        raise ValueError(
+            "This Distiller was loaded from a file, which holds the student "
+            "and not the teacher. Assign `distiller.teacher = teacher` before "
+            "training or evaluating it."
+        )
+
+
+def _infer(member, view):
+    if isinstance(member, keras.layers.Layer):
+        return member(view, training=False)
+    return member(view)
+
+
+def _mean(outputs, from_logits):
+    if from_logits is None:
+        return sum(outputs) / len(outputs)
+    return divergence.mean_of_teachers(outputs, from_logits)
+
+
+def _check_member(member):
+    if not callable(member):
+        raise TypeError(
+            "`teacher` must be a Keras model, a callable `inputs -> outputs`, "
+            f"or a list of these. Received: {member!r} of type "
+            f"{type(member).__name__}"
+        )
+    if isinstance(member, keras.layers.Layer) and not member.built:
+        raise ValueError(
+            f"The teacher {member.name!r} is not built: it has no weights, so "
+            "it has learned nothing yet. Train it or load its weights first."
+        )

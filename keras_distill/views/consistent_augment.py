@@ -1,0 +1,341 @@
+"""ConsistentAugment: one random view of a batch, for everyone who looks at it.
+
+The Distiller draws the view outside both models, so teacher and student get the
+same pixels by construction. What is left to this layer is to make everything
+else agree with those pixels: mixed labels, sample weights, and a second
+rendering of the same view at the teacher's resolution.
+"""
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_distill.views.inception_crop import InceptionCrop
+from keras_distill.views.mix_up import MixUp
+
+def _keras_layers(*names):
+    """Return the Keras layers of these names that this Keras has."""
+    return tuple(
+        getattr(keras.layers, name)
+        for name in names
+        if hasattr(keras.layers, name)
+    )
+
+
+# These draw (again) while they apply, or ignore the generator they are given.
+_INCONSISTENT = _keras_layers(
+    "AugMix", "RandAugment", "RandomColorJitter", "RandomElasticTransform"
+)
+
+# These blend different images of a batch, so labels have to follow.
+_MIXING = (MixUp, *_keras_layers("MixUp", "CutMix"))
+
+# What these draw does not depend on the size of the image, so that it can be
+# applied to a second rendering of another size.
+_SIZE_FREE = (
+    InceptionCrop,
+    MixUp,
+    *_keras_layers(
+        "MixUp",
+        "RandomBrightness",
+        "RandomColorDegeneration",
+        "RandomContrast",
+        "RandomFlip",
+        "RandomGrayscale",
+        "RandomHue",
+        "RandomInvert",
+        "RandomPosterization",
+        "RandomSaturation",
+        "Solarization",
+    ),
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class ConsistentAugment(keras.layers.Layer):
+    """Chains augmentations, draws each once per batch, applies it to all.
+
+    Takes the layers of this package and Keras image layers that split drawing
+    (`get_random_transformation`) from applying (`transform_images`), such as
+    `RandomFlip`, `RandomContrast`, `RandomErasing` or `CutMix`. A layer that
+    can't be consistent is refused by name; use it in the data pipeline instead,
+    where both models see its result anyway.
+
+    Args:
+        layers: list of layers, applied in order.
+        seed: int or `None`. If given, one generator draws for all layers and
+            their own seeds are not used; if `None`, each layer draws with its
+            own generator.
+        **kwargs: `name` and `dtype`, as for every Keras layer.
+
+    Call arguments:
+        data: batch of images, or a dict with `"images"` and optionally
+            `"labels"` (and `"sample_weight"`), which follow where layers mix
+            images.
+        training: bool. Whether to augment; otherwise the data passes unchanged.
+
+    Input shape:
+        What the first layer takes: `(batch, height, width, channels)`, or the
+        channels first.
+
+    Output shape:
+        What the last layer returns. Behind an `InceptionCrop` with
+        `teacher_size` the images are `{"student": ..., "teacher": ...}`.
+
+    Raises:
+        TypeError: if `layers` holds something that is not a Keras layer.
+        ValueError: if a layer can't be consistent, or data formats differ.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_distill import ConsistentAugment, InceptionCrop, MixUp
+
+    augment = ConsistentAugment(
+        [InceptionCrop(32, 32), keras.layers.RandomFlip("horizontal"), MixUp()],
+        seed=1,
+    )
+    images = np.random.randint(0, 256, size=(8, 48, 48, 3), dtype="uint8")
+    print(augment(images, training=True).shape)  # (8, 32, 32, 3)
+    ```
+    """
+
+    def __init__(self, layers, seed=None, **kwargs):
+        # Each layer casts for itself.
+        super().__init__(autocast=False, **kwargs)
+        if isinstance(layers, keras.layers.Layer):
+            layers = [layers]
+        self.layers = list(layers)
+        _check_layers(self.layers)
+        self.seed = seed
+        self.seed_generator = (
+            None if seed is None else keras.random.SeedGenerator(seed)
+        )
+        for layer in self.layers:
+            if not layer.built:
+                layer.build(None)
+        self.built = True
+
+    @property
+    def mixes_labels(self):
+        """Whether a layer of the chain blends different images."""
+        return any(isinstance(layer, _MIXING) for layer in self.layers)
+
+    def draw(self, images):
+        """Draw a view of `images`; return it and the transformations drawn.
+
+        Drawing and applying alternate along the chain, since a layer draws for
+        the size that the layer before it returns.
+
+        Args:
+            images: batch of images, or a dict or tuple of such batches, to
+                which the same transformations are applied.
+
+        Returns:
+            `(view, transformations)`: the images as augmented, and a list with
+            one entry per layer, for `transform_labels`.
+        """
+        view = tree.map_structure(ops.convert_to_tensor, images)
+        _check_batches(view, self.layers, self.name)
+        transformations = []
+        for layer in self.layers:
+            transformation = layer.get_random_transformation(
+                tree.flatten(view)[0], training=True, seed=self.seed_generator
+            )
+
+            def apply(images, layer=layer, transformation=transformation):
+                return layer.transform_images(
+                    images, transformation, training=True
+                )
+
+            view = tree.map_structure(apply, view)
+            transformations.append(transformation)
+        return view, transformations
+
+    def transform_labels(self, labels, transformations):
+        """Give labels (or any values per image) the drawn transformations.
+
+        Args:
+            labels: a structure of float tensors `(batch, ...)`.
+            transformations: what `draw` returned.
+        """
+        for layer, transformation in zip(self.layers, transformations):
+            if isinstance(layer, _MIXING):
+                labels = tree.map_structure(
+                    lambda values, layer=layer, drawn=transformation: (
+                        layer.transform_labels(values, drawn, training=True)
+                    ),
+                    labels,
+                )
+        return labels
+
+    def view_spec(self, images):
+        """Return symbolic tensors like the view of `images`.
+
+        Args:
+            images: batch of images, or a dict or tuple of them; only shapes
+                are read.
+        """
+
+        def spec(shape):
+            return keras.KerasTensor(tuple(shape), dtype=self.compute_dtype)
+
+        def view(image):
+            shape = self.compute_output_shape(tuple(image.shape))
+            if isinstance(shape, dict):
+                return {model: spec(size) for model, size in shape.items()}
+            return spec(shape)
+
+        return tree.map_structure(view, images)
+
+    def call(self, data, training=True):
+        if not training:
+            return data
+        if not (isinstance(data, dict) and "images" in data):
+            return self.draw(data)[0]
+        images, transformations = self.draw(data["images"])
+        augmented = {**data, "images": images}
+        for key in ("labels", "sample_weight"):
+            if key in data:
+                augmented[key] = self.transform_labels(
+                    data[key], transformations
+                )
+        return augmented
+
+    def compute_output_shape(self, input_shape):
+        shapes = input_shape
+        for layer in self.layers:
+            if isinstance(shapes, dict):
+                shapes = {
+                    key: tuple(layer.compute_output_shape(shape))
+                    for key, shape in shapes.items()
+                }
+            else:
+                shapes = layer.compute_output_shape(tuple(shapes))
+        return shapes
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layers": [
+                keras.saving.serialize_keras_object(layer)
+                for layer in self.layers
+            ],
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        config["layers"] = [
+            keras.saving.deserialize_keras_object(layer)
+            for layer in config["layers"]
+        ]
+        return cls(**config)
+
+
+def view_of_each(view):
+    """Return `(student's view, teacher's view)` of what a chain returned."""
+    if isinstance(view, dict) and set(view) == {"student", "teacher"}:
+        return view["student"], view["teacher"]
+    return view, view
+
+
+def mixable(values, outputs=None):
+    """Return labels or weights in a form that can be blended.
+
+    Args:
+        values: a structure of labels or weights.
+        outputs: if given, the teacher's outputs `(batch, classes)` of the same
+            structure, which tell how many classes there are: class indices
+            become one-hot.
+    """
+
+    def blendable(value, output=None):
+        value = ops.convert_to_tensor(value)
+        is_index = not keras.backend.is_float_dtype(value.dtype)
+        if is_index and output is not None and value.shape != output.shape:
+            value = ops.reshape(value, ops.shape(output)[:-1])
+            return ops.one_hot(ops.cast(value, "int32"), output.shape[-1])
+        return ops.cast(value, "float32")
+
+    if outputs is None:
+        return tree.map_structure(blendable, values)
+    flat = zip(tree.flatten(values), tree.flatten(outputs), strict=True)
+    return tree.pack_sequence_as(values, [blendable(v, o) for v, o in flat])
+
+
+def _check_layers(layers):
+    """Raise if a layer, or the chain, can't give everyone the same view."""
+    two_sizes_from = None
+    for layer in layers:
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                "ConsistentAugment takes Keras layers. "
+                f"Received: {layer!r} of type {type(layer).__name__}"
+            )
+        kind = type(layer).__name__
+        splits = hasattr(layer, "get_random_transformation") and hasattr(
+            layer, "transform_images"
+        )
+        if not splits or isinstance(layer, _INCONSISTENT):
+            raise ValueError(
+                f"The layer {layer.name!r} ({kind}) can't be consistent: "
+                "it does not keep drawing apart from applying, so labels and "
+                "a second rendering could not follow it. If it is random, use "
+                "it in the data pipeline, before the Distiller; if it is "
+                "fixed preprocessing, pass it as `student_preprocessing` and "
+                "`teacher_preprocessing`."
+            )
+        if two_sizes_from and _renders_two_sizes(layer):
+            raise ValueError(
+                f"Only one layer can render a second size. Received "
+                f"`teacher_size` in {two_sizes_from!r} and in {layer.name!r}."
+            )
+        if two_sizes_from and not isinstance(layer, _SIZE_FREE):
+            raise ValueError(
+                f"The layer {layer.name!r} ({kind}) draws for one image size "
+                f"and can't follow {two_sizes_from!r}, which renders two "
+                "(`teacher_size`). Put it before the crop."
+            )
+        if _renders_two_sizes(layer):
+            two_sizes_from = layer.name
+    formats = {
+        layer.name: layer.data_format
+        for layer in layers
+        if getattr(layer, "data_format", None) is not None
+    }
+    if len(set(formats.values())) > 1:
+        raise ValueError(
+            "The layers of a ConsistentAugment must share one `data_format`. "
+            f"Received: {formats}"
+        )
+
+
+def _renders_two_sizes(layer):
+    return getattr(layer, "teacher_size", None) is not None
+
+
+def _check_batches(images, layers, name):
+    """Raise unless the layers can give every leaf the same transformations."""
+    shapes = [tuple(image.shape) for image in tree.flatten(images)]
+    if any(len(shape) != 4 for shape in shapes):
+        raise ValueError(
+            f"{name} augments batches of images, of rank 4. "
+            f"Received: shapes={shapes}. Augment other data in the pipeline."
+        )
+    if tree.is_nested(images) and any(map(_renders_two_sizes, layers)):
+        raise ValueError(
+            "`teacher_size` renders one image per sample a second time. "
+            f"Received {len(shapes)} images per sample, of shapes {shapes}."
+        )
+    if len({shape[1:3] for shape in shapes}) > 1:
+        for layer in layers:
+            if not isinstance(layer, _SIZE_FREE):
+                raise ValueError(
+                    f"The layer {layer.name!r} ({type(layer).__name__}) draws "
+                    "for one image size, and the images of a sample differ: "
+                    f"shapes={shapes}. Resize them in the data pipeline."
+                )

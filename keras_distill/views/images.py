@@ -1,0 +1,97 @@
+"""What an image batch is, and how a box of it is resampled.
+
+Pure functions, shared by the layers of this chapter.
+"""
+
+import keras
+from keras import ops
+
+
+def check_images(images, data_format, layer):
+    """Raise unless `images` is a batch of images in `data_format`.
+
+    Args:
+        images: anything with a static shape.
+        data_format: `"channels_last"` or `"channels_first"`.
+        layer: the name of the layer that asks, for the message.
+    """
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) != 4:
+        form = "(batch, height, width, channels)"
+        if data_format == "channels_first":
+            form = "(batch, channels, height, width)"
+        raise ValueError(
+            f"{layer} takes a batch of images of shape {form}. "
+            f"Received: shape={shape}"
+        )
+    last, first = shape[3], shape[1]
+    channels, other = (last, first)
+    if data_format == "channels_first":
+        channels, other = (first, last)
+    if channels is not None and other in (1, 3) and channels > 4:
+        raise ValueError(
+            f"{layer} has data_format={data_format!r}, and the images look "
+            f"like the other format. Received: shape={shape}. Pass "
+            "`data_format` to the layer, or transpose the images."
+        )
+
+
+def image_size(images, data_format):
+    """Return the static `(height, width)` of a batch of images."""
+    shape = images.shape
+    return shape[1:3] if data_format == "channels_last" else shape[2:4]
+
+
+def resample(images, boxes, size, data_format):
+    """Render one box of each image at `size`, with antialiasing.
+
+    The triangle filter of bilinear interpolation, widened by the scale where
+    the box shrinks, is separable. So the whole batch is two batched matrix
+    products, which every backend compiles and multiplies fast; there is no
+    gather and no loop over images.
+
+    Args:
+        images: float tensor `(batch, height, width, channels)`, or with the
+            channels first.
+        boxes: float tensor `(batch, 4)`: top, left, height and width of each
+            box as fractions of the image.
+        size: `(height, width)` of the result.
+        data_format: `"channels_last"` or `"channels_first"`.
+
+    Returns:
+        A float tensor of the same layout.
+    """
+    height, width = image_size(images, data_format)
+    top, left, box_height, box_width = ops.unstack(boxes, 4, axis=1)
+    rows = _filters(top, box_height, height, size[0])  # (batch, out, height)
+    columns = _filters(left, box_width, width, size[1])  # (batch, out, width)
+    if data_format == "channels_last":
+        images = ops.einsum("boh,bhwc->bowc", rows, images)
+        return ops.einsum("bpw,bowc->bopc", columns, images)
+    images = ops.einsum("boh,bchw->bcow", rows, images)
+    return ops.einsum("bpw,bcow->bcop", columns, images)
+
+
+def _filters(start, length, num_pixels, num_samples):
+    """Return the weight of each pixel in each sample, rows summing to 1."""
+    scale = length * (num_pixels / num_samples)  # (batch,) pixels per sample
+    samples = ops.arange(num_samples, dtype="float32") + 0.5
+    centers = (start * num_pixels)[:, None] + scale[:, None] * samples
+    pixels = ops.arange(num_pixels, dtype="float32") + 0.5
+    support = ops.maximum(scale, 1.0)[:, None, None]
+    distances = ops.abs(centers[:, :, None] - pixels) / support
+    weights = ops.maximum(1.0 - distances, 0.0)
+    # Near the border the filter hangs over the edge: renormalise.
+    return weights / ops.sum(weights, axis=-1, keepdims=True)
+
+
+def standardize_data_format(data_format):
+    """Return `data_format`, or Keras's default where it is `None`."""
+    if data_format is None:
+        return keras.config.image_data_format()
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(
+            "`data_format` must be 'channels_last', 'channels_first' or None. "
+            f"Received: data_format={data_format!r}"
+        )
+    return data_format
