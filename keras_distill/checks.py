@@ -168,13 +168,12 @@ def _check_endings(role, model, terms):
             )
 
 
-def check_not_empty(data):
+def check_not_empty(x):
     """Raise if data that knows its length has none."""
-    leaves = tree.flatten(data)
-    first = leaves[0] if leaves else None
+    leaves = tree.flatten(x)
     try:
-        length = len(first)
+        length = len(leaves[0])
     except TypeError:
-        return  # It tells when it runs.
+        return  # Data of unknown length tells when it runs.
     if length == 0:
         raise ValueError(_backend.EMPTY)

@@ -223,14 +223,23 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         self._keep_compile_arguments({**given, "optimizer": self.optimizer})
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        checks.check_not_empty(args[0] if args else kwargs.get("x"))
+    def fit(self, x=None, y=None, *args, **kwargs):
+        checks.check_not_empty(x)
+        y = _labels_or_none(y, kwargs)
         self._steps_taken = 0
-        history = super().fit(*args, **kwargs)
+        history = super().fit(x, y, *args, **kwargs)
         self._settle_logs()
         if history.epoch and not self._steps_taken:
             raise ValueError(_backend.EMPTY)
         return history
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        checks.check_not_empty(x)
+        y = _labels_or_none(y, kwargs)
+        logs = super().evaluate(x, y, *args, **kwargs)
+        self._settle_logs()
+        return logs
 
     def train_step(self, *arguments):
         return self._step(super().train_step, arguments, training=True)
@@ -249,7 +258,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
 
     def _annotate(self, data, training):
         """Return the batch with its view drawn and its targets attached."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = _unpack(data)
         view, drawn = x, None
         if training and self.augment is not None:
             view, drawn = self.augment.draw(x)
@@ -314,7 +323,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     def _symbolic_build(self, iterator=None, data_batch=None):
         if data_batch is None:
             data_batch = _backend.first_batch(iterator)
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data_batch)
+        x, y, weight = _unpack(data_batch)
         if self.augment is not None:
             x, _ = view_of_each(self.augment.view_spec(x))
         super()._symbolic_build(data_batch=(x, Annotated(y, None, y), weight))
@@ -325,3 +334,14 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
             super()._maybe_symbolic_build(iterator, data_batch)
         else:
             self._symbolic_build(iterator, data_batch)
+
+
+def _labels_or_none(y, arguments):
+    """Keras drops `sample_weight` beside `y=None`, but not beside no label."""
+    weighted = arguments.get("sample_weight") is not None
+    return {} if y is None and weighted else y
+
+
+def _unpack(data):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    return x, y if tree.flatten(y) else None, sample_weight

@@ -1,0 +1,45 @@
+# Two commands do all the set-up themselves, from a bare checkout with Python
+# 3.11, git and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL = 3
+export MPLBACKEND = Agg
+
+.PHONY: demo test suite lint docs clean
+
+demo: $(VENV)/demo-installed
+	$(BIN)/python examples/digits.py
+
+test: lint docs suite
+	@echo "All checks passed."
+
+suite: suite-tensorflow suite-jax suite-torch
+
+suite-%: $(VENV)/dev-installed
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -p no:cacheprovider
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: $(VENV)/dev-installed
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[examples]'
+	@touch $@
+
+# PyTorch first and by itself: with its version settled, nothing that follows
+# asks for another build of it.
+$(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist site runs demo.png demo_student.keras
