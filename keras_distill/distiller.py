@@ -13,6 +13,7 @@ teacher is borrowed (see `teachers/live.py`).
 import functools
 
 import keras
+import numpy as np
 from keras import ops
 from keras import tree
 
@@ -225,7 +226,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         checks.check_not_empty(x)
-        y = _labels_or_none(y, kwargs)
+        y = _labels_or_none(x, y, kwargs)
         self._steps_taken = 0
         history = super().fit(x, y, *args, **kwargs)
         self._settle_logs()
@@ -236,7 +237,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, y=None, *args, **kwargs):
         checks.check_not_empty(x)
-        y = _labels_or_none(y, kwargs)
+        y = _labels_or_none(x, y, kwargs)
         logs = super().evaluate(x, y, *args, **kwargs)
         self._settle_logs()
         return logs
@@ -336,12 +337,20 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
             self._symbolic_build(iterator, data_batch)
 
 
-def _labels_or_none(y, arguments):
-    """Keras drops `sample_weight` beside `y=None`, but not beside no label."""
-    weighted = arguments.get("sample_weight") is not None
-    return {} if y is None and weighted else y
+def _labels_or_none(x, y, arguments):
+    """Return `y`, or labels of no values where there are weights and no `y`.
+
+    Keras drops `sample_weight` beside `y=None`.
+    """
+    if y is not None or arguments.get("sample_weight") is None:
+        return y
+    return np.zeros((len(tree.flatten(x)[0]), 0), "float32")
 
 
 def _unpack(data):
+    """Return `(x, y, sample_weight)`, with `y=None` for labels of no values."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    return x, y if tree.flatten(y) else None, sample_weight
+    leaves = [leaf for leaf in tree.flatten(y) if leaf is not None]
+    if all(tuple(leaf.shape)[1:] == (0,) for leaf in leaves):
+        y = None
+    return x, y, sample_weight
