@@ -58,20 +58,41 @@ def run_step(model, step, annotate, frozen, arguments):
     return step((trainable, non_trainable, *rest), data)
 
 
-def feed(function, frozen):
+def feed(model, function, frozen):
     """Wrap a train or test function so that its batches carry variables.
 
     Args:
-        function: what `make_train_function` made.
+        model: the model that the function belongs to.
+        function: what `make_train_function` or `make_test_function` made.
         frozen: list of variables whose values go along with every batch.
     """
     if _BACKEND != "jax":
         return function
 
     def fed(state, iterator):
-        return function(state, (([v.value for v in frozen], b) for b in iterator))
+        batches = (([v.value for v in frozen], batch) for batch in iterator)
+        try:
+            return function(state, batches)
+        except Exception:
+            # Keras has taken the values out of the model's variables and puts
+            # back those after the last good step. If the first step fails,
+            # there are none, and the student would be lost.
+            _give_back(model, state)
+            raise
 
     return fed
+
+
+def _give_back(model, state):
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    if len(state) == 4:
+        variables.append(model.optimizer.variables)
+    variables.append(model.metrics_variables)
+    for group, values in zip(variables, state):
+        for variable, value in zip(group, values):
+            if not value.is_deleted():
+                variable.assign(value)
+    model._jax_state_synced = True
 
 
 def first_batch(iterator):
@@ -80,9 +101,15 @@ def first_batch(iterator):
     Raises:
         ValueError: if there is none.
     """
+    # Once: an epoch iterator of no data may offer empty steps for ever.
     for _, _, batches in iterator:
-        return next(batches) if _BACKEND != "torch" else batches[0]
-    raise ValueError(EMPTY)
+        batch = batches[0] if _BACKEND == "torch" else next(batches, None)
+        break
+    else:
+        batch = None
+    if batch is None:
+        raise ValueError(EMPTY)
+    return batch
 
 
 def logs_of(result):
@@ -101,6 +128,26 @@ def num_replicas():
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def global_random_state():
+    """Return the state of the backend's own generator, `None` without one.
+
+    On PyTorch, Keras's Dropout draws from it unless it was given a seed.
+    """
+    if _BACKEND != "torch":
+        return None
+    import torch
+
+    return torch.get_rng_state().numpy()
+
+
+def set_global_random_state(state):
+    """Put back what `global_random_state` returned."""
+    if _BACKEND == "torch":
+        import torch
+
+        torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))
 
 
 def _updated(scope, variables):

@@ -307,10 +307,11 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         if getattr(self, name) is existing:
             return
         function = _backend.feed(
-            getattr(self, name), self._live_teacher.variables
+            self, getattr(self, name), self._live_teacher.variables
         )
 
         def watched(*arguments):
+            self._settle_logs()
             result = function(*arguments)
             self._steps_taken += 1
             self._collect_logs(_backend.logs_of(result))

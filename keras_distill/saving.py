@@ -8,6 +8,7 @@ copy and has to be assigned again.
 
 import keras
 
+from keras_distill import _backend
 from keras_distill.teachers.live import AbsentTeacher
 
 
@@ -63,6 +64,9 @@ class SavesStudent:
         super().save_own_variables(store)
         for index, state in enumerate(self._seed_states()):
             store[f"seed_state_{index}"] = state
+        state = _backend.global_random_state()
+        if state is not None:
+            store[_GLOBAL_STATE] = state
 
     def load_own_variables(self, store):
         states = self._seed_states()
@@ -76,8 +80,17 @@ class SavesStudent:
             )
         for index, state in enumerate(states):
             state.assign(store[f"seed_state_{index}"])
+        if _GLOBAL_STATE in store.keys():
+            _backend.set_global_random_state(store[_GLOBAL_STATE][...])
+
+    def load_weights(self, *args, **kwargs):
+        # An optimizer without slots would leave those of the file behind.
+        if self.compiled and self.built and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        super().load_weights(*args, **kwargs)
 
 
+_GLOBAL_STATE = "global_random_state"
 _PARTS = (
     "student",
     "augment",

@@ -33,17 +33,16 @@ class TeacherHealth:
         )
 
     def collect(self, logs):
-        """Take the count of a finished step out of its logs.
-
-        Raises:
-            ValueError: if the step before that one met a bad teacher.
-        """
-        self.settle()
+        """Take the count of a finished step out of its logs."""
         self._pending = (self._calls, logs.pop(LOG))
         self._calls += 1
 
     def settle(self):
-        """Raise if the last step collected met a bad teacher."""
+        """Raise if the last step met a bad teacher; call it before the next.
+
+        Raises:
+            ValueError: with the number of the batch.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return

@@ -182,6 +182,8 @@ class ConsistentAugment(keras.layers.Layer):
         def spec(shape):
             return keras.KerasTensor(tuple(shape), dtype=self.compute_dtype)
 
+        _check_batches(images, self.layers, self.name)
+
         def view(image):
             shape = self.compute_output_shape(tuple(image.shape))
             if isinstance(shape, dict):

@@ -1,0 +1,198 @@
+"""What is written holds the student; what is read goes on training."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from common import cnn
+from common import images
+from common import mlp
+from common import same_weights
+from common import to_numpy
+from common import vectors
+from common import weights_of
+
+from keras_distill import ClassicKD
+from keras_distill import ConsistentAugment
+from keras_distill import Distiller
+from keras_distill import InceptionCrop
+from keras_distill import MixUp
+from keras_distill import TeacherAgreement
+
+
+def distiller_of(student, teacher, **compile_options):
+    augment = ConsistentAugment([InceptionCrop(8, 8), MixUp()], seed=4)
+    distiller = Distiller(student=student, teacher=teacher, augment=augment)
+    options = dict(loss=ClassicKD(0.8, 3.0), metrics=["accuracy", TeacherAgreement()])
+    distiller.compile(keras.optimizers.Adam(0.01), **{**options, **compile_options})
+    return distiller
+
+
+def test_a_loaded_distiller_goes_on_training_like_the_saved_one(tmp_path):
+    x, y = images()
+    teacher = cnn(16)
+    distiller = distiller_of(cnn(2), teacher)
+    distiller.fit(x, y, shuffle=False, verbose=0)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.models.load_model(tmp_path / "distiller.keras")
+    with pytest.raises(ValueError, match="Assign `distiller.teacher = teacher`"):
+        loaded.evaluate(x, y, verbose=0)
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), distiller.predict(x, verbose=0)
+    )
+    loaded.teacher = teacher
+    for model in (distiller, loaded):
+        # On PyTorch both draw from one global generator.
+        keras.utils.set_random_seed(5)
+        model.fit(x, y, epochs=2, shuffle=False, verbose=0)
+    assert same_weights(weights_of(distiller), weights_of(loaded), 1e-6)
+    assert same_weights(
+        [to_numpy(v.value) for v in distiller.optimizer.variables],
+        [to_numpy(v.value) for v in loaded.optimizer.variables],
+        1e-6,
+    )
+
+
+def test_files_are_of_the_students_size(tmp_path):
+    x, _ = vectors()
+    teacher = mlp(4000)
+    distiller = Distiller(student=mlp(), teacher=teacher)
+    distiller.compile("adam")
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(tmp_path / "checkpoint.keras"),
+        keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False),
+    ]
+    distiller.fit(x, verbose=0, callbacks=callbacks)
+    distiller.save(tmp_path / "distiller.keras")
+    distiller.save_weights(tmp_path / "distiller.weights.h5")
+    distiller.student.save(tmp_path / "student.keras")
+    sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir() if p.is_file()}
+    assert len(sizes) == 6
+    teacher_bytes = 4 * teacher.count_params()
+    assert all(size < teacher_bytes / 2 for size in sizes.values())
+    with h5py.File(tmp_path / "latest.weights.h5") as file:
+        values = {}
+        file.visititems(lambda k, o: values.update({k: getattr(o, "size", 0)}))
+    values.pop("vars/global_random_state", None)
+    # Adam keeps two slots for each weight of the student.
+    assert sum(values.values()) <= 3 * distiller.student.count_params() + 20
+
+
+def test_the_saved_student_needs_no_keras_distill(tmp_path):
+    x, _ = vectors()
+    distiller = Distiller(student=mlp(), teacher=mlp(16))
+    distiller.compile("adam")
+    distiller.fit(x, verbose=0)
+    distiller.student.save(tmp_path / "student.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, keras, numpy as np; "
+        f"m = keras.models.load_model(r'{tmp_path}/student.keras'); "
+        f"np.save(r'{tmp_path}/y.npy', m.predict(np.load(r'{tmp_path}/x.npy'),"
+        " verbose=0)); assert 'keras_distill' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), distiller.predict(x, verbose=0), atol=1e-6
+    )
+
+
+def test_weights_round_trip(tmp_path):
+    x, y = images()
+    distiller = distiller_of(cnn(2), cnn(16))
+    distiller.fit(x, y, verbose=0)
+    distiller.save_weights(tmp_path / "d.weights.h5")
+    twin = distiller_of(cnn(2), cnn(16))
+    twin.load_weights(tmp_path / "d.weights.h5")
+    assert same_weights(weights_of(distiller), weights_of(twin))
+
+
+def test_weights_of_another_set_up_are_refused(tmp_path):
+    distiller = distiller_of(cnn(2), cnn(16))
+    distiller.save_weights(tmp_path / "d.weights.h5")
+    other = Distiller(student=cnn(2), teacher=cnn(16))
+    with pytest.raises(ValueError, match="random generators and this Distiller"):
+        other.load_weights(tmp_path / "d.weights.h5")
+
+
+def test_a_loaded_distiller_keeps_its_compile_arguments(tmp_path):
+    distiller = distiller_of(
+        cnn(2), cnn(16), check_teacher=False, weighted_metrics=[TeacherAgreement(2)]
+    )
+    distiller.optimizer.build(distiller.trainable_variables)
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.models.load_model(tmp_path / "d.keras")
+    assert loaded.get_compile_config() == distiller.get_compile_config()
+    assert loaded.get_config()["augment"] == distiller.get_config()["augment"]
+
+
+def test_backup_needs_no_manual_build(tmp_path):
+    x, y = images()
+    student = keras.Sequential(
+        [keras.layers.Flatten(), keras.layers.Dense(5)], name="unbuilt"
+    )
+    distiller = distiller_of(student, cnn(16))
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    distiller.fit(x, y, verbose=0, callbacks=[backup])
+    assert student.built
+
+
+RUN = textwrap.dedent(
+    """
+    import sys, time
+    import torch, keras, numpy as np
+    sys.path.insert(0, {tests!r})
+    from common import cnn, images
+    from test_saving import distiller_of
+
+    keras.utils.set_random_seed(11)
+    x, y = images(64)
+    teacher, student = cnn(16), cnn(2)
+    distiller = distiller_of(student, teacher)
+    callbacks = [keras.callbacks.BackupAndRestore({backup!r}, delete_checkpoint=False)]
+
+    def slow(batch, logs):
+        print("batch", flush=True)
+        time.sleep({pause})
+
+    callbacks.append(keras.callbacks.LambdaCallback(on_train_batch_end=slow))
+    distiller.fit(x, y, batch_size=16, epochs=4, shuffle=False, verbose=0,
+                  callbacks=callbacks)
+    np.savez({out!r}, *student.get_weights())
+    """
+)
+
+
+def test_a_killed_run_ends_like_one_never_stopped(tmp_path):
+    """Kill -9 in the middle of an epoch, with Dropout, BatchNorm and views."""
+
+    def start(name, backup, pause):
+        code = RUN.format(
+            tests=os.path.dirname(__file__),
+            backup=str(tmp_path / backup),
+            out=str(tmp_path / f"{name}.npz"),
+            pause=pause,
+        )
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE
+        )
+
+    with start("killed", "shared", 0.2) as killed:
+        for _ in range(10):  # 4 batches an epoch: two epochs and a half
+            assert killed.stdout.readline() == b"batch\n"
+        killed.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed.npz").exists()
+    with start("whole", "whole", 0) as whole, start("resumed", "shared", 0) as run:
+        batches = run.communicate()[0].count(b"batch")
+        whole.communicate()
+    assert run.returncode == whole.returncode == 0
+    assert batches == 8
+    with np.load(tmp_path / "whole.npz") as a, np.load(tmp_path / "resumed.npz") as b:
+        for name in a.files:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-6)
