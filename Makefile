@@ -18,7 +18,7 @@ test: lint docs suite
 suite: suite-tensorflow suite-jax suite-torch
 
 suite-%: $(VENV)/dev-installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -p no:cacheprovider
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .

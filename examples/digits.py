@@ -1,9 +1,9 @@
 """Digits: the whole of distillation in about a minute on a laptop.
 
 The setting is the one in which a teacher matters most: many images, few labels.
-On scikit-learn's 1,797 images of 8x8 digits, a teacher of 80 thousand parameters
-is trained once, on 1,000 labelled images. For a student of 666 parameters only
-100 of these labels are there. Over several seeds it is trained
+On scikit-learn's 1,797 images of 8x8 digits, a teacher of 80 thousand
+parameters is trained once, on 1,000 labelled images. For a student of 666
+parameters only 100 of these labels are there. Over several seeds it is trained
 
 - alone, with the 100 labelled images;
 - with `ClassicKD`, on the same 100 images, their labels and the teacher;
@@ -12,8 +12,8 @@ is trained once, on 1,000 labelled images. For a student of 666 parameters only
 For each seed all three start from the same weights and get the same optimizer,
 the same number of steps and the same random crops. Settings were chosen on the
 validation split (`--validation`); the table shows the test split. (With all
-1,000 labels the student alone does as well as a taught one here: it is too small
-for the teacher to add anything.)
+1,000 labels the student alone does as well as a taught one here: it is too
+small for the teacher to add anything.)
 
     python examples/digits.py
 """
@@ -110,9 +110,7 @@ def train_student(method, teacher, seed, data, epochs):
     if method == "alone":
         fit_with_labels(student, seed, labelled, epochs)
         return student
-    distiller = Distiller(
-        student=student, teacher=teacher, augment=views(seed)
-    )
+    distiller = Distiller(student=student, teacher=teacher, augment=views(seed))
     if method == "ClassicKD":
         fit(distiller, ClassicKD(alpha=0.9, temperature=4.0), labelled, epochs)
     else:
@@ -153,15 +151,15 @@ def run(seeds, epochs, split):
 
 
 def print_table(models, scores, folder):
-    print(
-        f"\n{NUM_LABELS} labels for the student; mean +- standard deviation"
-    )
+    print(f"\n{NUM_LABELS} labels for the student; mean +- standard deviation")
     head = f"{'network':20}{'accuracy':>18}{'agreement':>12}"
     print(f"{head}{'parameters':>12}{'bytes':>10}")
     for name, results in scores.items():
         accuracies, agreements = 100 * np.array(results).T
         spread = f" +- {accuracies.std():.2f} %" if len(results) > 1 else " %"
-        path = folder / ("demo_teacher.keras" if name == "teacher" else STUDENT_FILE)
+        path = folder / (
+            "demo_teacher.keras" if name == "teacher" else STUDENT_FILE
+        )
         models[name].save(path)
         print(
             f"{name:20}{f'{accuracies.mean():.2f}{spread}':>18}"

@@ -73,9 +73,7 @@ def cnn(widths, name, dtype="float32"):
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            layers.Conv2D(
-                first, 3, strides=2, padding="same", dtype=dtype
-            ),
+            layers.Conv2D(first, 3, strides=2, padding="same", dtype=dtype),
             layers.LeakyReLU(0.2, dtype=dtype),
             layers.MaxPooling2D(2, strides=1, padding="same", dtype=dtype),
             layers.Conv2D(second, 3, strides=2, padding="same", dtype=dtype),
@@ -236,7 +234,9 @@ def main():
     }
     path = options.workdir / "results.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{'network':28}{'parameters':>12}{'accuracy':>10}{'agreement':>11}")
+    print(
+        f"\n{'network':28}{'parameters':>12}{'accuracy':>10}{'agreement':>11}"
+    )
     for line in rows:
         print(
             f"{line['name']:28}{line['parameters']:>12,}"

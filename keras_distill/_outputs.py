@@ -130,6 +130,6 @@ def ending_activation(output):
         )
         if not moves:
             return (layer, name) if name else (None, None)
-        layer, node_index, tensor_index = layer._inbound_nodes[
-            node_index
-        ].input_tensors[0]._keras_history
+        layer, node_index, tensor_index = (
+            layer._inbound_nodes[node_index].input_tensors[0]._keras_history
+        )

@@ -148,7 +148,9 @@ def _check_endings(role, model, terms):
         layer, activation = _outputs.ending_activation(
             _outputs.at(outputs, path)
         )
-        loss = f"{type(term.loss).__name__}(from_logits={term.loss.from_logits})"
+        loss = (
+            f"{type(term.loss).__name__}(from_logits={term.loss.from_logits})"
+        )
         found = (
             f"Received: the {role} {model.name!r} ends in the layer "
             f"{getattr(layer, 'name', None)!r} with activation={activation!r}."

@@ -1,13 +1,13 @@
 """Distiller: a student, a teacher and a view, trained by plain `fit()`.
 
-`train_step` does one thing: it turns the batch into an annotated batch (the view
-drawn, the teacher's outputs attached, outside the gradient) and hands it to
-Keras's own step. `test_step` does the same with the plain batch. So everything
+`train_step` does one thing: it turns the batch into an annotated batch (the
+view drawn, the teacher's outputs attached, outside the gradient) and hands it
+to Keras's own step. `test_step` does the same with the plain batch. So all
 that Keras's step knows (mixed precision, distribution, gradient accumulation,
 regularisers) works here without a line about it.
 
-Left out: student and teacher in one graph, and a frozen copy of the teacher. The
-teacher is borrowed (see `teachers/live.py`).
+Left out: student and teacher in one graph, and a frozen copy of the teacher.
+The teacher is borrowed (see `teachers/live.py`).
 """
 
 import functools

@@ -1,7 +1,7 @@
 """KeepsLogs: what a Distiller reports of its training.
 
-`loss` is what is minimised and Keras's own log. Beside it stand the parts of the
-loss, the metrics that look at labels (Keras's), and those that look at the
+`loss` is what is minimised and Keras's own log. Beside it stand the parts of
+the loss, the metrics that look at labels (Keras's), and those that look at the
 teacher (ours).
 """
 

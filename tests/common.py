@@ -60,8 +60,7 @@ def weights_of(model):
 
 def same_weights(first, second, tolerance=0.0):
     return len(first) == len(second) and all(
-        np.allclose(a, b, rtol=0, atol=tolerance)
-        for a, b in zip(first, second)
+        np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(first, second)
     )
 
 

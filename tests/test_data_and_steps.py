@@ -59,7 +59,10 @@ SOURCES = {
 def trained(student, data, **compile_options):
     distiller = Distiller(student=student, teacher=mlp(16, name="teacher"))
     distiller.compile(
-        keras.optimizers.SGD(0.1), ClassicKD(), metrics=["accuracy"], **compile_options
+        keras.optimizers.SGD(0.1),
+        ClassicKD(),
+        metrics=["accuracy"],
+        **compile_options,
     )
     distiller.fit(**data, shuffle=False, verbose=0)
     return weights_of(student)
@@ -81,7 +84,9 @@ def test_unlabelled_data_of_every_form():
     distiller.compile("adam", metrics=["accuracy", TeacherAgreement()])
     history = distiller.fit(x, verbose=0, validation_data=(x, y)).history
     assert "accuracy" not in history and "val_accuracy" in history
-    history = distiller.fit(x, epochs=2, verbose=0, validation_data=(x, y)).history
+    history = distiller.fit(
+        x, epochs=2, verbose=0, validation_data=(x, y)
+    ).history
     assert "accuracy" not in history and "teacher_agreement" in history
     dataset = tf.data.Dataset.from_tensor_slices(x).batch(8)
     distiller.fit(dataset, shuffle=False, verbose=0)
@@ -119,7 +124,9 @@ def test_sample_weights_of_unlabelled_data():
     for data in (dict(x=x, sample_weight=half), dict(x=dataset)):
         history = distiller.fit(**data, shuffle=False, verbose=0).history
         np.testing.assert_allclose(history["loss"][0], full / 2, rtol=1e-5)
-    logs = distiller.evaluate(x, sample_weight=half, verbose=0, return_dict=True)
+    logs = distiller.evaluate(
+        x, sample_weight=half, verbose=0, return_dict=True
+    )
     np.testing.assert_allclose(logs["loss"], full / 2, rtol=1e-5)
 
 
@@ -132,7 +139,9 @@ def test_labels_and_weights_are_mixed_with_the_images(one_hot):
     student, teacher = cnn(2), cnn(4)
     student.get_layer(index=3).rate = 0.0
     distiller = Distiller(student=student, teacher=teacher, augment=augment)
-    distiller.compile(keras.optimizers.SGD(0.0), ClassicKD(0.5), run_eagerly=True)
+    distiller.compile(
+        keras.optimizers.SGD(0.0), ClassicKD(0.5), run_eagerly=True
+    )
     logs = distiller.fit(
         x, labels, sample_weight=weight, batch_size=8, shuffle=False, verbose=0
     ).history
@@ -155,7 +164,9 @@ def test_labels_and_weights_are_mixed_with_the_images(one_hot):
     outputs = twin(mixed["images"], training=True)
     expected = ClassicKD(0.5)(targets, outputs, mixed["sample_weight"])
     np.testing.assert_allclose(
-        logs["loss"][0], float(expected.detach() if BACKEND == "torch" else expected), rtol=1e-4
+        logs["loss"][0],
+        float(expected.detach() if BACKEND == "torch" else expected),
+        rtol=1e-4,
     )
 
 
@@ -208,7 +219,9 @@ def test_mixed_precision(student_policy, teacher_policy):
     history = distiller.fit(x, y, epochs=10, verbose=0).history
     assert np.all(np.isfinite(history["loss"]))
     assert history["soft_loss"][-1] < history["soft_loss"][0]
-    scaled = isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    scaled = isinstance(
+        distiller.optimizer, keras.optimizers.LossScaleOptimizer
+    )
     assert scaled == (student_policy == "mixed_float16")
 
 
@@ -231,7 +244,11 @@ def test_a_list_of_batches_is_trained_whole():
     x, y = vectors(20)
     distiller = Distiller(student=mlp(), teacher=mlp(16))
     distiller.compile(keras.optimizers.SGD(0.0), ClassicKD())
-    in_parts = distiller.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
-    at_once = distiller.evaluate(x, y, batch_size=20, verbose=0, return_dict=True)
+    in_parts = distiller.evaluate(
+        x, y, batch_size=8, verbose=0, return_dict=True
+    )
+    at_once = distiller.evaluate(
+        x, y, batch_size=20, verbose=0, return_dict=True
+    )
     for name, value in at_once.items():
         np.testing.assert_allclose(in_parts[name], value, rtol=1e-5)

@@ -24,12 +24,16 @@ from keras_distill import TeacherDivergence
 
 
 def views(seed=0, **kwargs):
-    return ConsistentAugment([InceptionCrop(8, 8, **kwargs), MixUp()], seed=seed)
+    return ConsistentAugment(
+        [InceptionCrop(8, 8, **kwargs), MixUp()], seed=seed
+    )
 
 
 def distiller_of(student, teacher, loss=None, **kwargs):
     distiller = Distiller(student=student, teacher=teacher, **kwargs)
-    distiller.compile(keras.optimizers.Adam(0.01), loss=loss or FunctionMatching())
+    distiller.compile(
+        keras.optimizers.Adam(0.01), loss=loss or FunctionMatching()
+    )
     return distiller
 
 
@@ -113,7 +117,9 @@ def test_changing_the_teachers_weights_changes_the_loss():
 
     def losses():
         trained = distiller.fit(x, verbose=0).history["loss"][0]
-        return trained, distiller.evaluate(x, verbose=0, return_dict=True)["loss"]
+        return trained, distiller.evaluate(x, verbose=0, return_dict=True)[
+            "loss"
+        ]
 
     before = losses()
     teacher.set_weights([3 * w for w in teacher.get_weights()])
@@ -208,7 +214,9 @@ def test_the_loss_is_the_sum_of_its_logged_parts_and_regularisers():
     student = keras.Sequential(
         [
             keras.Input((6,)),
-            keras.layers.Dense(CLASSES, kernel_regularizer=keras.regularizers.L2(0.1)),
+            keras.layers.Dense(
+                CLASSES, kernel_regularizer=keras.regularizers.L2(0.1)
+            ),
         ]
     )
     distiller = distiller_of(student, mlp(16), ClassicKD(0.7, 2.0))

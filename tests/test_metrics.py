@@ -29,12 +29,16 @@ def test_divergence_is_the_loss():
     )
     softmax = [to_numpy(keras.ops.softmax(x)) for x in (TEACHER, STUDENT)]
     probabilities = TeacherDivergence(from_logits=False)
-    np.testing.assert_allclose(float(probabilities(*softmax)), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        float(probabilities(*softmax)), expected, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("metric", [TeacherAgreement(), TeacherDivergence()])
 def test_batches_and_weights_add_up(metric):
-    whole = float(metric(TEACHER, STUDENT, sample_weight=np.array([1, 1, 0, 2])))
+    whole = float(
+        metric(TEACHER, STUDENT, sample_weight=np.array([1, 1, 0, 2]))
+    )
     metric.reset_state()
     metric.update_state(TEACHER[:2], STUDENT[:2])
     metric.update_state({"teacher": TEACHER[3:]}, STUDENT[3:], np.array([2]))
@@ -42,7 +46,8 @@ def test_batches_and_weights_add_up(metric):
 
 
 @pytest.mark.parametrize(
-    "metric", [TeacherAgreement(3, name="a"), TeacherDivergence(False, name="d")]
+    "metric",
+    [TeacherAgreement(3, name="a"), TeacherDivergence(False, name="d")],
 )
 def test_config_round_trip(metric):
     twin = keras.saving.deserialize_keras_object(

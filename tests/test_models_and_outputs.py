@@ -61,7 +61,9 @@ def test_subclassed_models():
 def test_nested_models():
     x, y = vectors()
     inputs = keras.Input((6,))
-    student = keras.Model(inputs, mlp()(keras.Sequential([layers.Dense(6)])(inputs)))
+    student = keras.Model(
+        inputs, mlp()(keras.Sequential([layers.Dense(6)])(inputs))
+    )
     distiller = Distiller(student=student, teacher=mlp(16))
     distiller.compile("adam", ClassicKD())
     fit(distiller, x, y)
@@ -71,7 +73,9 @@ def test_students_without_an_input_are_built_on_the_view():
     x, y = images(8, 12, 3)
     student = keras.Sequential([layers.Flatten(), layers.Dense(CLASSES)])
     augment = ConsistentAugment([InceptionCrop(8, 8)])
-    distiller = Distiller(student=student, teacher=cnn(4, 8, 3), augment=augment)
+    distiller = Distiller(
+        student=student, teacher=cnn(4, 8, 3), augment=augment
+    )
     distiller.compile("adam", ClassicKD(), metrics=["accuracy"])
     fit(distiller, x, y)
     assert student.layers[1].kernel.shape == (8 * 8 * 3, CLASSES)
@@ -161,7 +165,10 @@ def test_input_sets_of_their_own():
     """A teacher that hears and sees, a student that only sees."""
     x, _ = vectors()
     both = {"seen": x, "heard": x[:, :3]}
-    seen, heard = keras.Input((6,), name="seen"), keras.Input((3,), name="heard")
+    seen, heard = (
+        keras.Input((6,), name="seen"),
+        keras.Input((3,), name="heard"),
+    )
     joined = layers.Concatenate()([seen, heard])
     teacher = keras.Model(
         {"seen": seen, "heard": heard}, mlp(16, inputs=9)(joined)
@@ -199,7 +206,9 @@ def test_several_heads_with_their_own_losses(kind, by):
         losses = [losses["animal"], losses["weight"]]
     if kind == "list":
         labels = [labels["animal"], labels["weight"]]
-    distiller = Distiller(student=two_heads(4, kind), teacher=two_heads(16, kind))
+    distiller = Distiller(
+        student=two_heads(4, kind), teacher=two_heads(16, kind)
+    )
     distiller.compile(
         "adam",
         losses,
@@ -230,14 +239,18 @@ def test_one_loss_for_all_heads():
     def heads(units):
         inputs = keras.Input((6,))
         hidden = layers.Dense(units)(inputs)
-        return keras.Model(inputs, [layers.Dense(3)(hidden), layers.Dense(4)(hidden)])
+        return keras.Model(
+            inputs, [layers.Dense(3)(hidden), layers.Dense(4)(hidden)]
+        )
 
     student, teacher = heads(4), heads(16)
     distiller = Distiller(student=student, teacher=[teacher, teacher])
     distiller.compile("adam", FunctionMatching(2.0))
     answers = zip(teacher.predict(x, verbose=0), student.predict(x, verbose=0))
     expected = sum(float(FunctionMatching(2.0)(t, s)) for t, s in answers)
-    np.testing.assert_allclose(evaluate(distiller, x)["loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(distiller, x)["loss"], expected, rtol=1e-4
+    )
     fit(distiller, x)
 
 
@@ -246,9 +259,12 @@ def test_heads_under_mixup():
 
     def heads(width):
         inputs = keras.Input((8, 8, 1))
-        pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(width, 3)(inputs))
+        pooled = layers.GlobalAveragePooling2D()(
+            layers.Conv2D(width, 3)(inputs)
+        )
         return keras.Model(
-            inputs, {"a": layers.Dense(CLASSES)(pooled), "b": layers.Dense(3)(pooled)}
+            inputs,
+            {"a": layers.Dense(CLASSES)(pooled), "b": layers.Dense(3)(pooled)},
         )
 
     augment = ConsistentAugment([MixUp()])

@@ -44,7 +44,9 @@ def test_all_is_sorted_and_complete():
     assert set(keras_distill.__all__) == set(public) - modules
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sources(), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_layering(path):
     own = CHAPTERS.index(chapter_of(path))
     for node in ast.walk(ast.parse(path.read_text())):
@@ -55,11 +57,15 @@ def test_layering(path):
                 assert CHAPTERS.index(chapter) <= own, f"imports {chapter}"
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sources(), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_backends_are_imported_in_one_place(path):
     text = path.read_text()
     assert "keras.src" not in text
-    backend_imports = re.findall(r"^\s*(?:import|from) (tensorflow|jax|torch)\b", text, re.M)
+    backend_imports = re.findall(
+        r"^\s*(?:import|from) (tensorflow|jax|torch)\b", text, re.M
+    )
     assert not backend_imports or path.name == "_backend.py"
     assert len(text.splitlines()) <= 400
 

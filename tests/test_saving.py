@@ -29,8 +29,12 @@ from keras_distill import TeacherAgreement
 def distiller_of(student, teacher, **compile_options):
     augment = ConsistentAugment([InceptionCrop(8, 8), MixUp()], seed=4)
     distiller = Distiller(student=student, teacher=teacher, augment=augment)
-    options = dict(loss=ClassicKD(0.8, 3.0), metrics=["accuracy", TeacherAgreement()])
-    distiller.compile(keras.optimizers.Adam(0.01), **{**options, **compile_options})
+    options = dict(
+        loss=ClassicKD(0.8, 3.0), metrics=["accuracy", TeacherAgreement()]
+    )
+    distiller.compile(
+        keras.optimizers.Adam(0.01), **{**options, **compile_options}
+    )
     return distiller
 
 
@@ -41,7 +45,9 @@ def test_a_loaded_distiller_goes_on_training_like_the_saved_one(tmp_path):
     distiller.fit(x, y, shuffle=False, verbose=0)
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras.models.load_model(tmp_path / "distiller.keras")
-    with pytest.raises(ValueError, match="Assign `distiller.teacher = teacher`"):
+    with pytest.raises(
+        ValueError, match=r"Assign `distiller.teacher = teacher`"
+    ):
         loaded.evaluate(x, y, verbose=0)
     np.testing.assert_array_equal(
         loaded.predict(x, verbose=0), distiller.predict(x, verbose=0)
@@ -72,7 +78,9 @@ def test_files_are_of_the_students_size(tmp_path):
     distiller.save(tmp_path / "distiller.keras")
     distiller.save_weights(tmp_path / "distiller.weights.h5")
     distiller.student.save(tmp_path / "student.keras")
-    sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir() if p.is_file()}
+    sizes = {
+        p.name: p.stat().st_size for p in tmp_path.iterdir() if p.is_file()
+    }
     assert len(sizes) == 6
     teacher_bytes = 4 * teacher.count_params()
     assert all(size < teacher_bytes / 2 for size in sizes.values())
@@ -117,13 +125,18 @@ def test_weights_of_another_set_up_are_refused(tmp_path):
     distiller = distiller_of(cnn(2), cnn(16))
     distiller.save_weights(tmp_path / "d.weights.h5")
     other = Distiller(student=cnn(2), teacher=cnn(16))
-    with pytest.raises(ValueError, match="random generators and this Distiller"):
+    with pytest.raises(
+        ValueError, match="random generators and this Distiller"
+    ):
         other.load_weights(tmp_path / "d.weights.h5")
 
 
 def test_a_loaded_distiller_keeps_its_compile_arguments(tmp_path):
     distiller = distiller_of(
-        cnn(2), cnn(16), check_teacher=False, weighted_metrics=[TeacherAgreement(2)]
+        cnn(2),
+        cnn(16),
+        check_teacher=False,
+        weighted_metrics=[TeacherAgreement(2)],
     )
     distiller.optimizer.build(distiller.trainable_variables)
     distiller.save(tmp_path / "d.keras")
@@ -155,13 +168,17 @@ RUN = textwrap.dedent(
     x, y = images(64)
     teacher, student = cnn(16), cnn(2)
     distiller = distiller_of(student, teacher)
-    callbacks = [keras.callbacks.BackupAndRestore({backup!r}, delete_checkpoint=False)]
+    backup = keras.callbacks.BackupAndRestore(
+        {backup!r}, delete_checkpoint=False
+    )
 
     def slow(batch, logs):
         print("batch", flush=True)
         time.sleep({pause})
 
-    callbacks.append(keras.callbacks.LambdaCallback(on_train_batch_end=slow))
+    callbacks = [
+        backup, keras.callbacks.LambdaCallback(on_train_batch_end=slow)
+    ]
     distiller.fit(x, y, batch_size=16, epochs=4, shuffle=False, verbose=0,
                   callbacks=callbacks)
     np.savez({out!r}, *student.get_weights())
@@ -188,11 +205,17 @@ def test_a_killed_run_ends_like_one_never_stopped(tmp_path):
             assert killed.stdout.readline() == b"batch\n"
         killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed.npz").exists()
-    with start("whole", "whole", 0) as whole, start("resumed", "shared", 0) as run:
+    with (
+        start("whole", "whole", 0) as whole,
+        start("resumed", "shared", 0) as run,
+    ):
         batches = run.communicate()[0].count(b"batch")
         whole.communicate()
     assert run.returncode == whole.returncode == 0
     assert batches == 8
-    with np.load(tmp_path / "whole.npz") as a, np.load(tmp_path / "resumed.npz") as b:
+    with (
+        np.load(tmp_path / "whole.npz") as a,
+        np.load(tmp_path / "resumed.npz") as b,
+    ):
         for name in a.files:
             np.testing.assert_allclose(a[name], b[name], atol=1e-6)

@@ -63,7 +63,12 @@ def pipeline(teacher, image):
     axes["image"].set_title("an image", fontsize=11)
     axes["view"].set_title("one view, for both models", fontsize=11)
     keras.utils.set_random_seed(1)
-    bars(axes["teacher"], softened(teacher(view)), TEACHER, "the teacher's answer")
+    bars(
+        axes["teacher"],
+        softened(teacher(view)),
+        TEACHER,
+        "the teacher's answer",
+    )
     student = softened(network(4)(view))
     bars(axes["student"], student, STUDENT, "the student's, before training")
     figure.savefig(HERE / "pipeline.png", dpi=110)

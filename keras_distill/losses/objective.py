@@ -114,7 +114,9 @@ class Objective(keras.losses.Loss):
                     "outputs. To add losses up, write a `DistillationLoss` "
                     "that does."
                 )
-        return [(path, tree.flatten(term)[0]) for path, term in zip(paths, terms)]
+        return [
+            (path, tree.flatten(term)[0]) for path, term in zip(paths, terms)
+        ]
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         targets, outputs = y_true.value, y_pred.value
@@ -123,7 +125,9 @@ class Objective(keras.losses.Loss):
         total = 0.0
         for index, (path, term) in enumerate(self.terms_of(outputs)):
             if term is not None:
-                weights = _outputs.select(sample_weight, path, index, self.names)
+                weights = _outputs.select(
+                    sample_weight, path, index, self.names
+                )
                 total = total + term.weight * _value(
                     term,
                     _target(targets, term, path, index, self.names),

@@ -13,6 +13,7 @@ from keras import tree
 from keras_distill.views.inception_crop import InceptionCrop
 from keras_distill.views.mix_up import MixUp
 
+
 def _keras_layers(*names):
     """Return the Keras layers of these names that this Keras has."""
     return tuple(

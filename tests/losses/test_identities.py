@@ -76,7 +76,9 @@ def test_ensemble_of_equal_teachers_is_the_teacher():
 def test_ensemble_averages_probabilities():
     first, second = logits(0), logits(1)
     mean = to_numpy(divergence.mean_of_teachers([first, second], True))
-    softmax = [np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (first, second)]
+    softmax = [
+        np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (first, second)
+    ]
     np.testing.assert_allclose(np.exp(mean), sum(softmax) / 2, rtol=1e-5)
 
 

@@ -21,7 +21,9 @@ each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda o: o.name)
 def test_function_matching_by_hand():
     # p = (0.8808, 0.1192) against q = (0.5, 0.5); p = (0.5, 0.5) against
     # q = (0.01799, 0.98201).
-    first = 0.880797 * np.log(0.880797 / 0.5) + 0.119203 * np.log(0.119203 / 0.5)
+    first = 0.880797 * np.log(0.880797 / 0.5) + 0.119203 * np.log(
+        0.119203 / 0.5
+    )
     second = 0.5 * np.log(0.5 / 0.017986) + 0.5 * np.log(0.5 / 0.982014)
     actual = FunctionMatching(reduction="none")(TEACHER, STUDENT)
     np.testing.assert_allclose(to_numpy(actual), [first, second], rtol=1e-4)
@@ -32,7 +34,9 @@ def test_classic_kd_by_hand():
     soft = 4 * np.log(2)
     hard = np.log(2)
     actual = ClassicKD(0.3, 2.0, reduction="none")(Y_TRUE, STUDENT)
-    np.testing.assert_allclose(to_numpy(actual)[0], 0.3 * soft + 0.7 * hard, rtol=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(actual)[0], 0.3 * soft + 0.7 * hard, rtol=1e-5
+    )
 
 
 @each_loss
@@ -51,7 +55,9 @@ def test_reductions_agree(loss):
     rows = to_numpy(rows)
     assert rows.shape == (2,)
     np.testing.assert_allclose(float(total), rows.sum(), rtol=1e-6)
-    np.testing.assert_allclose(float(loss(Y_TRUE, STUDENT)), rows.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        float(loss(Y_TRUE, STUDENT)), rows.mean(), rtol=1e-6
+    )
 
 
 @each_loss
@@ -95,7 +101,9 @@ def test_config_round_trip_keeps_everything(loss):
 
 
 def test_label_loss_round_trip():
-    loss = ClassicKD(label_loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    loss = ClassicKD(
+        label_loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+    )
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(loss)
     )
@@ -132,16 +140,22 @@ def test_own_loss():
     np.testing.assert_allclose(float(value), (2.0 + 8.0) / 2)
 
 
-@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), "4"])
+@pytest.mark.parametrize(
+    "temperature", [0, -1, float("nan"), float("inf"), "4"]
+)
 @pytest.mark.parametrize("loss", [ClassicKD, FunctionMatching])
 def test_temperature_out_of_range(loss, temperature):
-    with pytest.raises(ValueError, match="`temperature` must be a finite number"):
+    with pytest.raises(
+        ValueError, match="`temperature` must be a finite number"
+    ):
         loss(temperature=temperature)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), None, True])
 def test_alpha_out_of_range(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be a number from 0 to 1"):
+    with pytest.raises(
+        ValueError, match="`alpha` must be a number from 0 to 1"
+    ):
         ClassicKD(alpha=alpha)
 
 
@@ -157,7 +171,9 @@ def test_missing_labels():
 
 
 def test_alpha_one_needs_no_labels():
-    assert np.isfinite(float(ClassicKD(alpha=1.0)({"teacher": TEACHER}, STUDENT)))
+    assert np.isfinite(
+        float(ClassicKD(alpha=1.0)({"teacher": TEACHER}, STUDENT))
+    )
 
 
 def test_different_class_counts():

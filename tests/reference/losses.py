@@ -36,7 +36,10 @@ def function_matching_gradient(teacher, student, temperature):
 
 def classic_kd(labels, teacher, student, alpha, temperature):
     """`alpha * T^2 * CE(p, q) + (1 - alpha) * -log q_label` of one sample."""
-    p, log_q = np.exp(soften(teacher, temperature)), soften(student, temperature)
+    p, log_q = (
+        np.exp(soften(teacher, temperature)),
+        soften(student, temperature),
+    )
     soft = -math.fsum(a * b for a, b in zip(p, log_q))
     hard = -log_softmax(student)[labels]
     return alpha * temperature**2 * soft + (1 - alpha) * hard

@@ -61,7 +61,9 @@ def test_both_renderings_get_the_same_transformations():
     student, teacher = to_numpy(views["student"]), to_numpy(views["teacher"])
     assert student.shape == (4, 8, 8, 1) and teacher.shape == (4, 16, 16, 1)
     shrunk = teacher.reshape(4, 8, 2, 8, 2, 1).mean((2, 4))
-    np.testing.assert_allclose(shrunk[:, 1:-1, 1:-1], student[:, 1:-1, 1:-1], atol=0.1)
+    np.testing.assert_allclose(
+        shrunk[:, 1:-1, 1:-1], student[:, 1:-1, 1:-1], atol=0.1
+    )
 
 
 def test_several_images_per_sample():
@@ -107,7 +109,9 @@ def test_keras_layers_repeat_with_the_seed(name):
     x, _ = images(4, 16, 3)
     layer = getattr(keras.layers, name)
     views = [
-        ConsistentAugment([layer(**KERAS_LAYERS[name])], seed=1)(x, training=True)
+        ConsistentAugment([layer(**KERAS_LAYERS[name])], seed=1)(
+            x, training=True
+        )
         for _ in range(2)
     ]
     np.testing.assert_allclose(*map(to_numpy, views), atol=1e-3)
@@ -115,7 +119,8 @@ def test_keras_layers_repeat_with_the_seed(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["AugMix", "RandAugment", "RandomColorJitter", "RandomElasticTransform"]
+    "name",
+    ["AugMix", "RandAugment", "RandomColorJitter", "RandomElasticTransform"],
 )
 def test_keras_layers_that_can_not_be_consistent(name):
     layer = getattr(keras.layers, name)()
@@ -132,13 +137,16 @@ def test_layers_that_do_not_split_drawing(layer):
 
 
 def test_not_a_layer():
-    with pytest.raises(TypeError, match="takes Keras layers. Received"):
+    with pytest.raises(TypeError, match=r"takes Keras layers. Received"):
         ConsistentAugment([lambda x: x])
 
 
 def test_a_layer_that_draws_for_one_size_behind_two():
-    layers = [InceptionCrop(8, 8, teacher_size=16), keras.layers.RandomErasing()]
-    with pytest.raises(ValueError, match="RandomErasing.*can't follow"):
+    layers = [
+        InceptionCrop(8, 8, teacher_size=16),
+        keras.layers.RandomErasing(),
+    ]
+    with pytest.raises(ValueError, match=r"RandomErasing.*can't follow"):
         ConsistentAugment(layers)
 
 
@@ -158,7 +166,9 @@ def test_different_data_formats():
 
 
 def test_data_that_is_no_images():
-    with pytest.raises(ValueError, match=r"of rank 4. Received: shapes=\[\(4, 9\)\]"):
+    with pytest.raises(
+        ValueError, match=r"of rank 4. Received: shapes=\[\(4, 9\)\]"
+    ):
         chain()(np.zeros((4, 9)), training=True)
 
 

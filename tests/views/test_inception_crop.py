@@ -40,7 +40,7 @@ def test_boxes_lie_inside_and_keep_their_ranges():
 
 
 def test_aspect_ratio_is_log_uniform():
-    top, left, height, width = draw(area_range=(0.05, 0.1)).T
+    _, _, height, width = draw(area_range=(0.05, 0.1)).T
     logs = np.log(width / height) / np.log(4 / 3)
     assert abs(logs.mean()) < 0.05
     assert abs(np.mean(np.abs(logs) < 0.5) - 0.5) < 0.05
@@ -134,7 +134,9 @@ def test_teacher_size_renders_the_same_box():
 
 def test_without_training_images_pass():
     x, _ = images(2, 16, 3)
-    np.testing.assert_array_equal(to_numpy(InceptionCrop(8, 8)(x, training=False)), x)
+    np.testing.assert_array_equal(
+        to_numpy(InceptionCrop(8, 8)(x, training=False)), x
+    )
 
 
 def test_output_shape():

@@ -85,7 +85,9 @@ def test_class_indices_are_refused():
 
 @pytest.mark.parametrize("alpha", [0, -1, float("nan"), None])
 def test_alpha_out_of_range(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be a finite number above"):
+    with pytest.raises(
+        ValueError, match="`alpha` must be a finite number above"
+    ):
         MixUp(alpha)
 
 
