@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test suite lint docs clean
+.PHONY: demo test suite lint docs wheel clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python examples/digits.py
 
-test: lint docs suite
+test: lint docs wheel suite
 	@echo "All checks passed."
 
 suite: suite-tensorflow suite-jax suite-torch
@@ -26,6 +26,14 @@ lint: $(VENV)/dev-installed
 
 docs: $(VENV)/dev-installed
 	$(BIN)/mkdocs build --strict --site-dir build/site
+
+# The wheel and the sdist build, and the wheel works without the checkout.
+wheel: $(VENV)/dev-installed
+	rm -rf build/dist build/alone
+	$(BIN)/python -m build --outdir build/dist . > /dev/null
+	$(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip install -q -c constraints.txt build/dist/*.whl
+	build/alone/bin/python tests/wheel_alone.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

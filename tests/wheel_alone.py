@@ -1,0 +1,28 @@
+"""Runs where only the wheel is installed: `make wheel`."""
+
+import pathlib
+
+import keras
+import numpy as np
+
+import keras_distill
+
+ROOT = pathlib.Path(__file__).parent.parent
+assert not pathlib.Path(keras_distill.__file__).is_relative_to(
+    ROOT / "keras_distill"
+), "The checkout was imported, not the wheel."
+assert (pathlib.Path(keras_distill.__file__).parent / "py.typed").exists()
+
+
+def network(units):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+
+
+x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+distiller = keras_distill.Distiller(
+    student=network(3),
+    teacher=[network(3), network(3)],
+)
+distiller.compile("adam")
+distiller.fit(x, verbose=0)
+print(f"keras_distill {keras_distill.__version__} works from its wheel alone.")
