@@ -172,10 +172,9 @@ def _check_endings(role, model, terms):
 
 def check_not_empty(x):
     """Raise if data that knows its length has none."""
-    leaves = tree.flatten(x)
     try:
-        length = len(leaves[0])
-    except TypeError:
+        length = len(tree.flatten(x)[0])
+    except (TypeError, IndexError):
         return  # Data of unknown length tells when it runs.
     if length == 0:
         raise ValueError(_backend.EMPTY)

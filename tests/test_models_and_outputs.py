@@ -294,3 +294,12 @@ def test_regularisers_and_batch_normalisation_count():
     assert all(
         not np.allclose(b, to_numpy(v.value)) for b, v in zip(before, moving)
     )
+
+
+def test_mixed_labels_of_another_structure_than_the_outputs():
+    x, y = images(8, 8)
+    augment = ConsistentAugment([MixUp()])
+    distiller = Distiller(student=cnn(2), teacher=cnn(4), augment=augment)
+    distiller.compile("adam", ClassicKD())
+    with pytest.raises(ValueError, match="2 labels for 1 outputs"):
+        distiller.fit(x, {"a": y, "b": y}, verbose=0)

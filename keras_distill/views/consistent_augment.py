@@ -10,46 +10,7 @@ import keras
 from keras import ops
 from keras import tree
 
-from keras_distill.views.inception_crop import InceptionCrop
-from keras_distill.views.mix_up import MixUp
-
-
-def _keras_layers(*names):
-    """Return the Keras layers of these names that this Keras has."""
-    return tuple(
-        getattr(keras.layers, name)
-        for name in names
-        if hasattr(keras.layers, name)
-    )
-
-
-# These draw (again) while they apply, or ignore the generator they are given.
-_INCONSISTENT = _keras_layers(
-    "AugMix", "RandAugment", "RandomColorJitter", "RandomElasticTransform"
-)
-
-# These blend different images of a batch, so labels have to follow.
-_MIXING = (MixUp, *_keras_layers("MixUp", "CutMix"))
-
-# What these draw does not depend on the size of the image, so that it can be
-# applied to a second rendering of another size.
-_SIZE_FREE = (
-    InceptionCrop,
-    MixUp,
-    *_keras_layers(
-        "MixUp",
-        "RandomBrightness",
-        "RandomColorDegeneration",
-        "RandomContrast",
-        "RandomFlip",
-        "RandomGrayscale",
-        "RandomHue",
-        "RandomInvert",
-        "RandomPosterization",
-        "RandomSaturation",
-        "Solarization",
-    ),
-)
+from keras_distill.views import consistency
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -109,7 +70,7 @@ class ConsistentAugment(keras.layers.Layer):
         if isinstance(layers, keras.layers.Layer):
             layers = [layers]
         self.layers = list(layers)
-        _check_layers(self.layers)
+        consistency.check_layers(self.layers)
         self.seed = seed
         self.seed_generator = (
             None if seed is None else keras.random.SeedGenerator(seed)
@@ -122,7 +83,9 @@ class ConsistentAugment(keras.layers.Layer):
     @property
     def mixes_labels(self):
         """Whether a layer of the chain blends different images."""
-        return any(isinstance(layer, _MIXING) for layer in self.layers)
+        return any(
+            isinstance(layer, consistency.MIXING) for layer in self.layers
+        )
 
     def draw(self, images):
         """Draw a view of `images`; return it and the transformations drawn.
@@ -139,7 +102,7 @@ class ConsistentAugment(keras.layers.Layer):
             one entry per layer, for `transform_labels`.
         """
         view = tree.map_structure(ops.convert_to_tensor, images)
-        _check_batches(view, self.layers, self.name)
+        consistency.check_batches(view, self.layers, self.name)
         transformations = []
         for layer in self.layers:
             transformation = layer.get_random_transformation(
@@ -163,7 +126,7 @@ class ConsistentAugment(keras.layers.Layer):
             transformations: what `draw` returned.
         """
         for layer, transformation in zip(self.layers, transformations):
-            if isinstance(layer, _MIXING):
+            if isinstance(layer, consistency.MIXING):
                 labels = tree.map_structure(
                     lambda values, layer=layer, drawn=transformation: (
                         layer.transform_labels(values, drawn, training=True)
@@ -183,7 +146,7 @@ class ConsistentAugment(keras.layers.Layer):
         def spec(shape):
             return keras.KerasTensor(tuple(shape), dtype=self.compute_dtype)
 
-        _check_batches(images, self.layers, self.name)
+        consistency.check_batches(images, self.layers, self.name)
 
         def view(image):
             shape = self.compute_output_shape(tuple(image.shape))
@@ -259,86 +222,20 @@ def mixable(values, outputs=None):
     def blendable(value, output=None):
         value = ops.convert_to_tensor(value)
         is_index = not keras.backend.is_float_dtype(value.dtype)
-        if is_index and output is not None and value.shape != output.shape:
+        is_class = output is not None and output.shape[-1] > 1
+        if is_index and is_class and value.shape != output.shape:
             value = ops.reshape(value, ops.shape(output)[:-1])
             return ops.one_hot(ops.cast(value, "int32"), output.shape[-1])
         return ops.cast(value, "float32")
 
     if outputs is None:
         return tree.map_structure(blendable, values)
-    flat = zip(tree.flatten(values), tree.flatten(outputs), strict=True)
-    return tree.pack_sequence_as(values, [blendable(v, o) for v, o in flat])
-
-
-def _check_layers(layers):
-    """Raise if a layer, or the chain, can't give everyone the same view."""
-    two_sizes_from = None
-    for layer in layers:
-        if not isinstance(layer, keras.layers.Layer):
-            raise TypeError(
-                "ConsistentAugment takes Keras layers. "
-                f"Received: {layer!r} of type {type(layer).__name__}"
-            )
-        kind = type(layer).__name__
-        splits = hasattr(layer, "get_random_transformation") and hasattr(
-            layer, "transform_images"
-        )
-        if not splits or isinstance(layer, _INCONSISTENT):
-            raise ValueError(
-                f"The layer {layer.name!r} ({kind}) can't be consistent: "
-                "it does not keep drawing apart from applying, so labels and "
-                "a second rendering could not follow it. If it is random, use "
-                "it in the data pipeline, before the Distiller; if it is "
-                "fixed preprocessing, pass it as `student_preprocessing` and "
-                "`teacher_preprocessing`."
-            )
-        if two_sizes_from and _renders_two_sizes(layer):
-            raise ValueError(
-                f"Only one layer can render a second size. Received "
-                f"`teacher_size` in {two_sizes_from!r} and in {layer.name!r}."
-            )
-        if two_sizes_from and not isinstance(layer, _SIZE_FREE):
-            raise ValueError(
-                f"The layer {layer.name!r} ({kind}) draws for one image size "
-                f"and can't follow {two_sizes_from!r}, which renders two "
-                "(`teacher_size`). Put it before the crop."
-            )
-        if _renders_two_sizes(layer):
-            two_sizes_from = layer.name
-    formats = {
-        layer.name: layer.data_format
-        for layer in layers
-        if getattr(layer, "data_format", None) is not None
-    }
-    if len(set(formats.values())) > 1:
+    values_flat, outputs_flat = tree.flatten(values), tree.flatten(outputs)
+    if len(values_flat) != len(outputs_flat):
         raise ValueError(
-            "The layers of a ConsistentAugment must share one `data_format`. "
-            f"Received: {formats}"
+            "Where images are mixed, labels must have the structure of the "
+            f"outputs. Received: {len(values_flat)} labels for "
+            f"{len(outputs_flat)} outputs."
         )
-
-
-def _renders_two_sizes(layer):
-    return getattr(layer, "teacher_size", None) is not None
-
-
-def _check_batches(images, layers, name):
-    """Raise unless the layers can give every leaf the same transformations."""
-    shapes = [tuple(image.shape) for image in tree.flatten(images)]
-    if any(len(shape) != 4 for shape in shapes):
-        raise ValueError(
-            f"{name} augments batches of images, of rank 4. "
-            f"Received: shapes={shapes}. Augment other data in the pipeline."
-        )
-    if tree.is_nested(images) and any(map(_renders_two_sizes, layers)):
-        raise ValueError(
-            "`teacher_size` renders one image per sample a second time. "
-            f"Received {len(shapes)} images per sample, of shapes {shapes}."
-        )
-    if len({shape[1:3] for shape in shapes}) > 1:
-        for layer in layers:
-            if not isinstance(layer, _SIZE_FREE):
-                raise ValueError(
-                    f"The layer {layer.name!r} ({type(layer).__name__}) draws "
-                    "for one image size, and the images of a sample differ: "
-                    f"shapes={shapes}. Resize them in the data pipeline."
-                )
+    flat = [blendable(v, o) for v, o in zip(values_flat, outputs_flat)]
+    return tree.pack_sequence_as(values, flat)
