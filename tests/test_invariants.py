@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from common import BACKEND
 from common import CLASSES
 from common import Probe
 from common import cnn
@@ -181,6 +182,36 @@ def test_one_forward_of_the_teacher_per_step():
     distiller.compile("sgd", run_eagerly=True)
     distiller.fit(x, batch_size=8, verbose=0)
     assert len(calls) == 4
+
+
+def records_gradients(tensor):
+    """Whether the backend would keep what is computed from `tensor`."""
+    if BACKEND == "torch":
+        import torch
+
+        return torch.is_grad_enabled()
+    if BACKEND == "jax":
+        import jax
+
+        return isinstance(tensor, jax.core.Tracer)
+    from tensorflow.python.eager import record
+
+    return record.could_possibly_record()
+
+
+def test_nothing_of_the_teacher_is_kept_for_the_backward_pass():
+    x, _ = vectors()
+    answers = mlp(16)
+    kept = []
+
+    def teacher(inputs):
+        kept.append(records_gradients(inputs))
+        return answers(inputs)
+
+    distiller = Distiller(student=mlp(), teacher=teacher)
+    distiller.compile("sgd", run_eagerly=True)
+    distiller.fit(x, batch_size=32, verbose=0)
+    assert kept == [False]
 
 
 def test_same_seed_same_run():
