@@ -175,11 +175,11 @@ class ConsistentAugment(keras.layers.Layer):
         for layer in self.layers:
             if isinstance(shapes, dict):
                 shapes = {
-                    key: tuple(layer.compute_output_shape(shape))
+                    key: _shape_after(layer, shape)
                     for key, shape in shapes.items()
                 }
             else:
-                shapes = layer.compute_output_shape(tuple(shapes))
+                shapes = _shape_after(layer, tuple(shapes))
         return shapes
 
     def get_config(self):
@@ -200,6 +200,14 @@ class ConsistentAugment(keras.layers.Layer):
             for layer in config["layers"]
         ]
         return cls(**config)
+
+
+def _shape_after(layer, shape):
+    try:
+        return layer.compute_output_shape(shape)
+    except NotImplementedError:
+        # Keras's answer for a layer that does not say; most keep the shape.
+        return shape
 
 
 def view_of_each(view):
