@@ -28,7 +28,7 @@ def log_soften(logits, temperature):
     correct digits and two.
     """
     peak = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
-    scaled = (logits - peak) / temperature
+    scaled = ops.subtract(logits, peak) / temperature
     log_total = ops.log(ops.sum(ops.exp(scaled), axis=-1, keepdims=True))
     return scaled - log_total
 
