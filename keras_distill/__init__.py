@@ -11,6 +11,7 @@ from keras_distill.views import MixUp as MixUp
 from keras_distill.losses import ClassicKD as ClassicKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
+from keras_distill.losses import Hint as Hint
 from keras_distill.distiller import Distiller as Distiller
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
@@ -23,6 +24,7 @@ __all__ = [
     "DistillationLoss",
     "Distiller",
     "FunctionMatching",
+    "Hint",
     "InceptionCrop",
     "MixUp",
     "TeacherAgreement",

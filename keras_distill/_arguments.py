@@ -18,6 +18,16 @@ def positive_float(name, value):
     return float(value)
 
 
+def non_negative_float(name, value):
+    """Return `value` as a float if it is a finite number of at least 0."""
+    if not _is_number(value) or not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"`{name}` must be a finite number of at least 0. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 def fraction(name, value):
     """Return `value` as a float if it lies in [0, 1]."""
     if not _is_number(value) or not 0 <= value <= 1:

@@ -107,6 +107,15 @@ def known_outputs(model):
     return model.output if hasattr(model, "outputs") else None
 
 
+def known_inputs(model):
+    """Return the symbolic inputs of a model, or `None` if it has no graph."""
+    if not hasattr(model, "inputs") or not model.built:
+        return None
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]
+    return model.input
+
+
 def ending_activation(output):
     """Return `(layer, name)` of the activation that an output ends in.
 

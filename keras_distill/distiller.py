@@ -19,6 +19,8 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill import checks
+from keras_distill.hints import TakesHints
+from keras_distill.hints import split
 from keras_distill.logs import KeepsLogs
 from keras_distill.losses import FunctionMatching
 from keras_distill.losses.objective import Annotated
@@ -35,7 +37,7 @@ from keras_distill.views.consistent_augment import view_of_each
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(KeepsLogs, SavesStudent, keras.Model):
+class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     """Trains a student to be like its teacher, in plain `fit()`.
 
     Each training step draws one view of the batch, shows it to both models, and
@@ -57,6 +59,8 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
             from inside become constants of the compiled step: pass models.
         augment: `ConsistentAugment`, or a layer that it takes, or `None`. Draws
             the view, in training only.
+        hints: list of `Hint`, which draw inner layers of the student towards
+            inner layers of the teacher.
         student_preprocessing: layer or callable applied to the view before the
             student alone, in training and inference: rescaling, resizing,
             picking an input. `None` for none; a KerasHub task's own
@@ -101,6 +105,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         student=None,
         teacher=None,
         augment=None,
+        hints=(),
         student_preprocessing=None,
         teacher_preprocessing=None,
         name=None,
@@ -120,8 +125,9 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         if augment is not None and not isinstance(augment, ConsistentAugment):
             augment = ConsistentAugment(augment)
         self.augment = augment
+        self._take_hints(hints)
         self.teacher = teacher
-        self.built = student.built
+        self.built = student.built and self._hints_ready
 
     @property
     def teacher(self):
@@ -132,6 +138,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     def teacher(self, teacher):
         live = LiveTeacher(teacher, self.teacher_preprocessing)
         checks.check_no_shared_weights(self.student, live)
+        self._find_hints_in(live)
         self._live_teacher = live
         if self.compiled:
             checks.check_outputs(self.student, live, self._objective)
@@ -154,7 +161,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     def call(self, inputs, training=None):
         if self.student_preprocessing is not None:
             inputs = self.student_preprocessing(inputs)
-        return self.student(inputs, training=training)
+        return self._run_student(inputs, training)
 
     def summary(self, *args, **kwargs):
         """Print the student's summary, with the arguments of Keras."""
@@ -211,6 +218,7 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
             objective,
             TeacherMetrics(metrics, weighted_metrics, names),
             TeacherHealth() if check_teacher else None,
+            self._hint_log,
         )
         super().compile(
             optimizer=optimizer,
@@ -249,13 +257,14 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         return self._step(super().test_step, arguments, training=False)
 
     def _step(self, step, arguments, training):
-        return _backend.run_step(
-            self,
-            step,
-            functools.partial(self._annotate, training=training),
-            self._live_teacher.variables,
-            arguments,
-        )
+        with self._student_gives_features():
+            return _backend.run_step(
+                self,
+                step,
+                functools.partial(self._annotate, training=training),
+                self._live_teacher.variables,
+                arguments,
+            )
 
     def _annotate(self, data, training):
         """Return the batch with its view drawn and its targets attached."""
@@ -264,10 +273,12 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         if training and self.augment is not None:
             view, drawn = self.augment.draw(x)
         student_view, teacher_view = view_of_each(view)
-        teacher = self._live_teacher(teacher_view, self._from_logits)
-        teacher = self._check_teacher(teacher)
+        teacher, features = self._check_teacher(
+            self._run_teacher(teacher_view, self._from_logits)
+        )
         if drawn is None or not self.augment.mixes_labels:
-            return student_view, Annotated(y, teacher, y), sample_weight
+            targets = Annotated(y, teacher, y, features)
+            return student_view, targets, sample_weight
         # No class is right for a mixed image, so no metric scores its labels.
         mixed = None
         if y is not None and self._objective.uses_labels:
@@ -276,7 +287,8 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
             sample_weight = self.augment.transform_labels(
                 mixable(sample_weight), drawn
             )
-        return student_view, Annotated(mixed, teacher), sample_weight
+        targets = Annotated(mixed, teacher, None, features)
+        return student_view, targets, sample_weight
 
     def _from_logits(self, outputs):
         """Tell of each output whether it is logits; `None` if no classes."""
@@ -290,9 +302,11 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
     ):
         if y.teacher is None:
             return ops.zeros(())  # Keras builds its state; ours has none.
-        return super().compute_loss(
-            x, Leaf(y), Leaf(y_pred), Leaf(sample_weight), training
+        outputs, features = split(y_pred)
+        loss = super().compute_loss(
+            x, Leaf(y), Leaf(outputs), Leaf(sample_weight), training
         )
+        return loss + self._hint_loss(y.features, features, sample_weight)
 
     def make_train_function(self, force=False):
         self._make("train_function", super().make_train_function, force)
@@ -326,8 +340,10 @@ class Distiller(KeepsLogs, SavesStudent, keras.Model):
         if data_batch is None:
             data_batch = _backend.first_batch(iterator)
         x, y, weight = _unpack(data_batch)
+        teacher_view = x
         if self.augment is not None:
-            x, _ = view_of_each(self.augment.view_spec(x))
+            x, teacher_view = view_of_each(self.augment.view_spec(x))
+        self._build_hints(x, teacher_view)
         super()._symbolic_build(data_batch=(x, Annotated(y, None, y), weight))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):

@@ -11,10 +11,10 @@ from keras_distill.teachers import health
 class KeepsLogs:
     """Adds the parts of the loss and the teacher metrics to Keras's logs."""
 
-    def _start_logs(self, objective, teacher_metrics, teacher_health):
+    def _start_logs(self, objective, teacher_metrics, teacher_health, more):
         # In a plain object: Keras would track the metrics of an earlier
         # `compile()` for ever, and save all of them in checkpoints.
-        self._logs = _Logs(objective, teacher_metrics, teacher_health)
+        self._logs = _Logs(objective, teacher_metrics, teacher_health, more)
         self._steps_taken = 0
 
     @property
@@ -75,11 +75,11 @@ class KeepsLogs:
 
 
 class _Logs:
-    def __init__(self, objective, teacher_metrics, teacher_health):
+    def __init__(self, objective, teacher_metrics, teacher_health, more):
         self.objective = objective
         self.teacher_metrics = teacher_metrics
         self.health = teacher_health
         self.health_metric = teacher_health and teacher_health.metric
-        self.metrics = [*objective.trackers, *teacher_metrics.metrics]
+        self.metrics = [*objective.trackers, *more, *teacher_metrics.metrics]
         if teacher_health is not None:
             self.metrics.append(self.health_metric)

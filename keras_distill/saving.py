@@ -43,6 +43,9 @@ class SavesStudent:
                 name: keras.saving.serialize_keras_object(getattr(self, name))
                 for name in _PARTS
             },
+            "projectors": keras.saving.serialize_keras_object(
+                list(self.projectors)
+            ),
         }
 
     @classmethod
@@ -53,7 +56,11 @@ class SavesStudent:
             )
             for name in _PARTS
         }
-        return cls(name=config["name"], teacher=AbsentTeacher(), **parts)
+        distiller = cls(name=config["name"], teacher=AbsentTeacher(), **parts)
+        distiller.projectors = keras.saving.deserialize_keras_object(
+            config["projectors"], custom_objects=custom_objects
+        )
+        return distiller
 
     def _seed_states(self):
         """Return the state of every random generator, in a fixed order."""
@@ -94,6 +101,7 @@ _GLOBAL_STATE = "global_random_state"
 _PARTS = (
     "student",
     "augment",
+    "hints",
     "student_preprocessing",
     "teacher_preprocessing",
 )

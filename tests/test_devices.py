@@ -28,14 +28,21 @@ x, y = images(32)
 def network(width):
     inputs = keras.Input((8, 8, 1))
     penalty = keras.regularizers.L2(0.01)
-    hidden = layers.Conv2D(width, 3, kernel_regularizer=penalty)(inputs)
+    hidden = layers.Conv2D(
+        width, 3, kernel_regularizer=penalty, name="conv"
+    )(inputs)
     hidden = layers.GlobalAveragePooling2D()(hidden)
     classes, value = layers.Dense(5)(hidden), layers.Dense(1)(hidden)
     return keras.Model(inputs, {{"classes": classes, "value": value}})
 
 def run(augment=None):
     student = network(2)
-    distiller = Distiller(student=student, teacher=network(8), augment=augment)
+    distiller = Distiller(
+        student=student,
+        teacher=network(8),
+        augment=augment,
+        hints=[Hint("conv", "conv", weight=1e-4)],
+    )
     distiller.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         # A function as loss: Keras's own distiller doubles its gradient.
@@ -102,7 +109,7 @@ def test_two_devices_give_the_update_of_one(tmp_path):
             results.append(dict(file))
     one, two = results
     assert set(one) == set(two)
-    assert {"loss", "classes_soft_loss", "value_loss"} < set(one)
+    assert {"loss", "classes_soft_loss", "hint_loss"} < set(one)
     for name in one:
         np.testing.assert_allclose(
             one[name], two[name], rtol=1e-4, err_msg=name

@@ -64,6 +64,15 @@ GUARDS = {
     "dict outputs and metrics fail": (
         "test_models_and_outputs.py::test_several_heads_with_their_own_losses"
     ),
+    "features of different width are refused": (
+        "test_hints.py::test_widths_and_resolutions_may_differ"
+    ),
+    "a layer inside a nested backbone can't be named": (
+        "test_hints.py::test_any_layer_of_any_model"
+    ),
+    "feature distillation runs the student twice": (
+        "test_hints.py::test_one_forward_of_each_model_per_step"
+    ),
     "a list of teachers is refused": (
         "test_models_and_outputs.py::test_ensembles_average_probabilities"
     ),

@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 CHAPTERS = [
     "_arguments",
     "_backend",
+    "_features",
     "_outputs",
     "views",
     "losses",
@@ -23,6 +24,7 @@ CHAPTERS = [
     "metrics",
     "checks",
     "logs",
+    "hints",
     "saving",
     "distiller",
     "__init__",

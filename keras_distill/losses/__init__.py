@@ -7,3 +7,4 @@ from keras_distill.losses.distillation_loss import (
 from keras_distill.losses.function_matching import (
     FunctionMatching as FunctionMatching,
 )
+from keras_distill.losses.hint import Hint as Hint

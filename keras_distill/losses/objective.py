@@ -34,11 +34,13 @@ class Annotated(typing.NamedTuple):
         teacher: the teacher's outputs for the view.
         scored_labels: labels that the label metrics may look at: `None` where
             images are mixed, since no class is right then.
+        features: list of the teacher's inner outputs, one per hint.
     """
 
     labels: typing.Any
     teacher: typing.Any
     scored_labels: typing.Any = None
+    features: list = ()
 
 
 class Term:
@@ -155,16 +157,18 @@ def as_loss(loss):
         return loss
     # A bare function would miss the reduction and, on several devices, its
     # division by their number.
-    return _FunctionLoss(loss)
+    return FunctionLoss(loss)
 
 
-class _FunctionLoss(keras.losses.Loss):
+class FunctionLoss(keras.losses.Loss):
+    """A function of `(y_true, y_pred)` to values per sample, as a loss."""
+
     def __init__(self, function, **kwargs):
         super().__init__(name=getattr(function, "__name__", "loss"), **kwargs)
         self.call = function
 
 
-class _Part(_FunctionLoss):
+class _Part(FunctionLoss):
     """A part of a DistillationLoss, with its reduction and dtype."""
 
     def __init__(self, function, loss):

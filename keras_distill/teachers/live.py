@@ -9,6 +9,7 @@ no place in a checkpoint.
 import keras
 from keras import tree
 
+from keras_distill import _features
 from keras_distill.losses import divergence
 
 
@@ -47,6 +48,22 @@ class LiveTeacher:
         found = {id(v): v for layer in layers for v in layer.variables}
         return list(found.values())
 
+    def find_layer(self, path):
+        """Return the layer that a hint names.
+
+        Raises:
+            ValueError: if the teacher is not one model, or has no such layer.
+        """
+        if len(self.members) > 1 or not isinstance(
+            self.members[0], keras.Model
+        ):
+            raise ValueError(
+                "Hints are read from the layers of one teacher model. "
+                f"Received: teacher={self.given!r}. Give a single keras.Model, "
+                "or leave out `hints`."
+            )
+        return _features.find_layer(self.members[0], path, "teacher_layer")
+
     def __call__(self, view, from_logits):
         """Return the teacher's outputs for a view.
 
@@ -56,9 +73,7 @@ class LiveTeacher:
                 or `None` where they are no classes. Ensembles average the
                 probabilities of the former and the values of the latter.
         """
-        if self.preprocessing is not None:
-            view = self.preprocessing(view)
-        answers = [_infer(member, view) for member in self.members]
+        answers = self.infer(view)
         if len(answers) == 1:
             return answers[0]
         for answer in answers[1:]:
@@ -69,6 +84,13 @@ class LiveTeacher:
             for outputs, logits in zip(zip(*flat), from_logits(answers[0]))
         ]
         return tree.pack_sequence_as(answers[0], means)
+
+
+    def infer(self, view):
+        """Return the list of the members' outputs for a view."""
+        if self.preprocessing is not None:
+            view = self.preprocessing(view)
+        return [_infer(member, view) for member in self.members]
 
 
 class AbsentTeacher:

@@ -72,6 +72,17 @@ def resample(images, boxes, size, data_format):
     return ops.einsum("bpw,bcow->bcop", columns, images)
 
 
+def resize_axis(features, axis, size):
+    """Resample one axis to `size` places, with the same filter."""
+    length = features.shape[axis]
+    if length == size:
+        return features
+    weights = _filters(ops.zeros(1), ops.ones(1), length, size)[0]
+    weights = ops.cast(ops.transpose(weights), features.dtype)
+    moved = ops.matmul(ops.moveaxis(features, axis, -1), weights)
+    return ops.moveaxis(moved, -1, axis)
+
+
 def _filters(start, length, num_pixels, num_samples):
     """Return the weight of each pixel in each sample, rows summing to 1."""
     scale = length * (num_pixels / num_samples)  # (batch,) pixels per sample
