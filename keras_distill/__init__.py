@@ -1,26 +1,32 @@
 """Knowledge distillation for Keras: small networks as good as large ones.
 
 The table of contents, in reading order: what both models look at (views), how
-far the student is from the teacher (losses), the training itself (distiller),
-and how well it goes (metrics).
+far the student is from the teacher (losses), what the teacher answers
+(teachers), the training itself (distiller), and how well it goes (metrics).
 """
 
 from keras_distill.views import ConsistentAugment as ConsistentAugment
 from keras_distill.views import InceptionCrop as InceptionCrop
 from keras_distill.views import MixUp as MixUp
 from keras_distill.losses import ClassicKD as ClassicKD
+from keras_distill.losses import DIST as DIST
+from keras_distill.losses import DecoupledKD as DecoupledKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
 from keras_distill.losses import Hint as Hint
+from keras_distill.teachers import fold_batch_norm as fold_batch_norm
 from keras_distill.distiller import Distiller as Distiller
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
 
 __version__ = "0.1.0"
 
-__all__ = [
+# In the order of `sorted()`; ruff would put names in capitals first.
+__all__ = [  # noqa: RUF022
     "ClassicKD",
     "ConsistentAugment",
+    "DIST",
+    "DecoupledKD",
     "DistillationLoss",
     "Distiller",
     "FunctionMatching",
@@ -29,4 +35,5 @@ __all__ = [
     "MixUp",
     "TeacherAgreement",
     "TeacherDivergence",
+    "fold_batch_norm",
 ]

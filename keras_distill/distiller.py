@@ -66,6 +66,8 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             picking an input. `None` for none; a KerasHub task's own
             `preprocessor` is then used.
         teacher_preprocessing: the same before the teacher alone.
+        teacher_dtype: `"bfloat16"` or `"float16"` to run the teacher in that
+            precision, whatever it was made for; `None` for its own.
         name: name of the model.
 
     Call arguments:
@@ -108,6 +110,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         hints=(),
         student_preprocessing=None,
         teacher_preprocessing=None,
+        teacher_dtype=None,
         name=None,
     ):
         checks.check_roles(positional, student, teacher)
@@ -125,6 +128,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         if augment is not None and not isinstance(augment, ConsistentAugment):
             augment = ConsistentAugment(augment)
         self.augment = augment
+        self.teacher_dtype = teacher_dtype
         self._take_hints(hints)
         self.teacher = teacher
         self.built = student.built and self._hints_ready
@@ -136,7 +140,9 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
 
     @teacher.setter
     def teacher(self, teacher):
-        live = LiveTeacher(teacher, self.teacher_preprocessing)
+        live = LiveTeacher(
+            teacher, self.teacher_preprocessing, self.teacher_dtype
+        )
         checks.check_no_shared_weights(self.student, live)
         self._find_hints_in(live)
         self._live_teacher = live

@@ -75,9 +75,7 @@ class TakesHints:
             for model in (live_teacher.members[0], self.student)
         ]
         if None not in inputs:
-            self._build_projectors(
-                live_teacher.members[0], self.student, *inputs
-            )
+            self._build_projectors(live_teacher.answers, self.student, *inputs)
 
     def _build_projectors(self, teacher, student, teacher_input, student_input):
         specs = []

@@ -104,6 +104,7 @@ _PARTS = (
     "hints",
     "student_preprocessing",
     "teacher_preprocessing",
+    "teacher_dtype",
 )
 
 

@@ -1,6 +1,8 @@
 """Chapter 3: how far the student's answer is from the teacher's."""
 
 from keras_distill.losses.classic_kd import ClassicKD as ClassicKD
+from keras_distill.losses.decoupled_kd import DecoupledKD as DecoupledKD
+from keras_distill.losses.dist import DIST as DIST
 from keras_distill.losses.distillation_loss import (
     DistillationLoss as DistillationLoss,
 )

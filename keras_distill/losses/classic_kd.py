@@ -4,12 +4,11 @@ import keras
 
 from keras_distill import _arguments
 from keras_distill.losses import divergence
-from keras_distill.losses.distillation_loss import DistillationLoss
-from keras_distill.losses.distillation_loss import label_cross_entropy
+from keras_distill.losses.with_labels import WithLabels
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ClassicKD(DistillationLoss):
+class ClassicKD(WithLabels):
     """Soft targets with a temperature; `alpha` is the weight of the teacher.
 
     With teacher logits `t` and student logits `s`:
@@ -21,7 +20,9 @@ class ClassicKD(DistillationLoss):
     gradients, so that `alpha` means the same at every temperature.
 
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network",
-    https://arxiv.org/abs/1503.02531.
+    https://arxiv.org/abs/1503.02531. `standardize_logits`: Sun et al. 2024,
+    "Logit Standardization in Knowledge Distillation",
+    https://arxiv.org/abs/2403.01427.
 
     Args:
         alpha: float from 0 (labels alone) to 1 (teacher alone).
@@ -31,6 +32,10 @@ class ClassicKD(DistillationLoss):
             cross-entropy, sparse or one-hot by the labels' shape.
         from_logits: bool. `True` if both models return logits, `False` if both
             return probabilities.
+        standardize_logits: bool. `True` compares z-scores: the logits of each
+            model less their mean over the classes, divided by their standard
+            deviation. The student then need not reach the teacher's range. The
+            labels are still compared with the logits as they are.
         reduction: as in `keras.losses.Loss`; applies to both terms.
         name: name of the loss.
         dtype: dtype of the computation, float32 by default.
@@ -64,32 +69,29 @@ class ClassicKD(DistillationLoss):
         temperature=4.0,
         label_loss=None,
         from_logits=True,
+        standardize_logits=False,
         reduction="sum_over_batch_size",
         name="classic_kd",
         dtype="float32",
     ):
-        super().__init__(temperature, from_logits, reduction, name, dtype)
-        self.alpha = _arguments.fraction("alpha", alpha)
-        self.label_loss = keras.losses.get(label_loss)
-
-    def call(self, y_true, y_pred):
-        return sum(
-            weight * part(y_true, y_pred)
-            for weight, part in self.parts().values()
+        super().__init__(
+            label_loss, temperature, from_logits, reduction, name, dtype
         )
+        self.alpha = _arguments.fraction("alpha", alpha)
+        self.standardize_logits = bool(standardize_logits)
 
-    @property
-    def uses_labels(self):
-        return self.alpha < 1
-
-    def parts(self):
-        # A part of no weight is not computed: alpha=1 needs no labels, and
-        # alpha=0 is ordinary training even beside a broken teacher.
-        parts = {
+    def all_parts(self):
+        return {
             "soft_loss": (self.alpha, self._soft_loss),
-            "label_loss": (1.0 - self.alpha, self._label_loss),
+            "label_loss": (1.0 - self.alpha, self.compare_with_labels),
         }
-        return {name: part for name, part in parts.items() if part[0] > 0}
+
+    def missing_labels(self):
+        return (
+            f"ClassicKD(alpha={self.alpha:g}) gives the labels a weight "
+            f"of {1 - self.alpha:g}, and the data has no labels. Pass "
+            "`(x, y)`, or use `alpha=1`, or use `FunctionMatching()`."
+        )
 
     def _soft_loss(self, y_true, y_pred):
         teacher, student = self.logits(y_true, y_pred)
@@ -98,35 +100,9 @@ class ClassicKD(DistillationLoss):
         )
         return self.temperature**2 * cross_entropies
 
-    def _label_loss(self, y_true, y_pred):
-        if not isinstance(y_true, dict) or y_true.get("labels") is None:
-            raise ValueError(
-                f"ClassicKD(alpha={self.alpha:g}) gives the labels a weight "
-                f"of {1 - self.alpha:g}, and the data has no labels. Pass "
-                "`(x, y)`, or use `alpha=1`, or use `FunctionMatching()`."
-            )
-        labels = y_true["labels"]
-        if self.label_loss is None:
-            logits = divergence.as_logits(y_pred, self.from_logits)
-            return label_cross_entropy(labels, logits)
-        if isinstance(self.label_loss, keras.losses.Loss):
-            return self.label_loss.call(labels, y_pred)
-        return self.label_loss(labels, y_pred)
-
     def get_config(self):
         return {
             **super().get_config(),
             "alpha": self.alpha,
-            "label_loss": keras.losses.serialize(self.label_loss)
-            if self.label_loss is not None
-            else None,
+            "standardize_logits": self.standardize_logits,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("label_loss"), dict):
-            config["label_loss"] = keras.losses.deserialize(
-                config["label_loss"]
-            )
-        return cls(**config)

@@ -10,7 +10,18 @@ from keras import ops
 from keras_distill import _arguments
 from keras_distill.losses import divergence
 
-_FIXED = ("temperature", "alpha", "from_logits", "label_loss")
+_FIXED = (
+    "temperature",
+    "alpha",
+    "from_logits",
+    "standardize_logits",
+    "label_loss",
+    "inter_weight",
+    "intra_weight",
+    "target_weight",
+    "non_target_weight",
+    "label_weight",
+)
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -49,6 +60,9 @@ class DistillationLoss(keras.losses.Loss):
             )
     ```
     """
+
+    # The losses that offer it set it in their constructor.
+    standardize_logits = False
 
     def __init__(
         self,
@@ -89,6 +103,8 @@ class DistillationLoss(keras.losses.Loss):
     def logits(self, y_true, y_pred):
         """Return `(teacher, student)` logits in float32, shape-checked.
 
+        With `standardize_logits` they are z-scores over the classes.
+
         Args:
             y_true: as for calling the loss.
             y_pred: as for calling the loss.
@@ -98,10 +114,14 @@ class DistillationLoss(keras.losses.Loss):
         """
         teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
         check_same_classes(teacher.shape, y_pred.shape)
-        return (
-            divergence.as_logits(teacher, self.from_logits),
-            divergence.as_logits(y_pred, self.from_logits),
-        )
+        teacher = divergence.as_logits(teacher, self.from_logits)
+        student = divergence.as_logits(y_pred, self.from_logits)
+        if self.standardize_logits:
+            return (
+                divergence.standardize(teacher),
+                divergence.standardize(student),
+            )
+        return teacher, student
 
     def get_config(self):
         return {

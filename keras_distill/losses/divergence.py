@@ -1,13 +1,16 @@
 """The mathematics of distillation, as pure functions on logits.
 
-Every function takes logits of shape `(..., classes)` and returns one value per
+Divergences take logits of shape `(..., classes)` and return one value per
 distribution, of shape `(...)`. With `p = softmax(t / T)` for the teacher's
 logits `t` and `q = softmax(s / T)` for the student's logits `s`:
 
     soft_cross_entropy = -sum_i p_i log q_i
     kl_divergence      =  sum_i p_i (log p_i - log q_i)
 
-Both work on log-softmax and never on `log(softmax(x))`: a probability that
+and besides them the two parts of the KL divergence by the target class, and
+the distances by correlation of p and q.
+
+All work on log-softmax and never on `log(softmax(x))`: a probability that
 underflows would be clipped, and a confidently wrong student would get no
 gradient at all. The factor `T**2` belongs to the losses, not here.
 """
@@ -18,6 +21,9 @@ from keras import ops
 # a probability that underflowed to 0 stays finite.
 _TINY = 1.1754944e-38
 
+# Values whose standard deviation is below this count as constant.
+_CONSTANT = 1e-6
+
 
 def log_soften(logits, temperature):
     """Return `log softmax(logits / temperature)`, shape `(..., classes)`.
@@ -27,8 +33,7 @@ def log_soften(logits, temperature):
     logits of 1e4 and a temperature of 0.1 this is the difference between seven
     correct digits and two.
     """
-    peak = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
-    scaled = ops.subtract(logits, peak) / temperature
+    scaled = _below_peak(logits) / temperature
     log_total = ops.log(ops.sum(ops.exp(scaled), axis=-1, keepdims=True))
     return scaled - log_total
 
@@ -48,6 +53,139 @@ def kl_divergence(teacher_logits, student_logits, temperature):
     return ops.sum(p * (teacher_log_probs - student_log_probs), axis=-1)
 
 
+def split_kl_divergence(teacher_logits, student_logits, target, temperature):
+    """Return the two parts of the KL divergence, `(binary, non_target)`.
+
+    With `p` and `q` as above, `k` the target class, and `p'`, `q'` the
+    distributions over the other classes alone:
+
+        binary     = KL((p_k, 1 - p_k) || (q_k, 1 - q_k))
+        non_target = KL(p' || q')
+        KL(p || q) = binary + (1 - p_k) * non_target
+
+    Args:
+        teacher_logits, student_logits: `(..., classes)`.
+        target: bool `(..., classes)`, true at one class of each distribution.
+        temperature: float above 0.
+    """
+    teacher_margin, teacher_others = _split(teacher_logits, target, temperature)
+    student_margin, student_others = _split(student_logits, target, temperature)
+    # The two logarithms of p_k and 1 - p_k are exact in both tails: neither is
+    # got from the other.
+    binary = ops.sigmoid(teacher_margin) * (
+        ops.log_sigmoid(teacher_margin) - ops.log_sigmoid(student_margin)
+    ) + ops.sigmoid(-teacher_margin) * (
+        ops.log_sigmoid(-teacher_margin) - ops.log_sigmoid(-student_margin)
+    )
+    p = ops.where(target, 0.0, ops.exp(teacher_others))
+    non_target = ops.sum(p * (teacher_others - student_others), axis=-1)
+    return binary, non_target
+
+
+def _split(logits, target, temperature):
+    """Return the target's log-odds `(...)` and the others' log-softmax.
+
+    The latter is `(..., classes)`, and 0 at the target.
+    """
+    # The largest of the others: at the target stands the smallest of all.
+    lowest = ops.min(logits, axis=-1, keepdims=True)
+    peak = ops.max(ops.where(target, lowest, logits), axis=-1, keepdims=True)
+    scaled = ops.subtract(logits, ops.stop_gradient(peak)) / temperature
+    # The target is taken out before `exp`, where it may overflow, and not
+    # after: the gradient of what `where` leaves out would be inf * 0.
+    others = ops.where(target, 0.0, scaled)
+    exps = ops.where(target, 0.0, ops.exp(others))
+    log_total = ops.log(ops.sum(exps, axis=-1, keepdims=True))
+    own = ops.sum(ops.where(target, scaled, 0.0), axis=-1)
+    margin = own - ops.squeeze(log_total, axis=-1)
+    return margin, ops.where(target, 0.0, others - log_total)
+
+
+def standardize(logits):
+    """Return the z-scores of the logits over the classes.
+
+    The maximum is subtracted first, so that the mean of large logits costs no
+    digits. Constant logits give zeros.
+    """
+    return _z_scores(_below_peak(logits), axis=-1)
+
+
+def inter_class_distance(teacher_logits, student_logits, temperature):
+    """Return 1 - correlation over the classes, one value per distribution."""
+    return _correlation_distance(
+        _below_peak(teacher_logits) / temperature,
+        _below_peak(student_logits) / temperature,
+        axis=-1,
+    )
+
+
+def intra_class_distance(teacher_logits, student_logits, temperature):
+    """Return 1 - correlation over all distributions, its mean over classes.
+
+    It is one number for everything given, of shape `()`.
+    """
+    distances = _correlation_distance(
+        _log_columns(teacher_logits, temperature),
+        _log_columns(student_logits, temperature),
+        axis=0,
+    )  # (classes,)
+    return ops.mean(distances)
+
+
+def _log_columns(logits, temperature):
+    """Return the log-probabilities `(batch, classes)`, shifted per class.
+
+    Again the differences come first, now those between samples: a class with
+    the same tiny probability in all of them then is constant to the last digit.
+    """
+    below = _below_peak(ops.reshape(logits, (-1, logits.shape[-1])))
+    exps = ops.exp(below / temperature)
+    log_total = ops.log(ops.sum(exps, axis=-1, keepdims=True))
+    return _below_peak(below, axis=0) / temperature - log_total
+
+
+def _correlation_distance(teacher_logs, student_logs, axis):
+    """Return 1 - correlation of `exp(teacher_logs)` and `exp(student_logs)`.
+
+    It is half the mean squared difference of the z-scores: the same number,
+    but it keeps its digits where the two are close, and is never below 0.
+    """
+    difference = ops.subtract(
+        _z_scores(_exp_below_peak(teacher_logs, axis), axis),
+        _z_scores(_exp_below_peak(student_logs, axis), axis),
+    )
+    return 0.5 * ops.mean(ops.square(difference), axis=axis)
+
+
+def _exp_below_peak(logs, axis):
+    """Return `exp(logs)`, scaled and shifted to have its maximum at 0.
+
+    A correlation doesn't see scale and shift. This way no column of small
+    probabilities underflows, and close ones keep the digits of their distance.
+    """
+    return ops.expm1(_below_peak(logs, axis))
+
+
+def _below_peak(values, axis=-1):
+    peak = ops.stop_gradient(ops.max(values, axis=axis, keepdims=True))
+    return ops.subtract(values, peak)
+
+
+def _z_scores(values, axis):
+    """Return the values less their mean, over their standard deviation.
+
+    Constant values are not divided: they give zeros, and a gradient as of
+    values of standard deviation 1. A small number added to the deviation would
+    give them a gradient of a million, and a student with a last layer of zeros
+    would be thrown far off by its first step.
+    """
+    centred = values - ops.mean(values, axis=axis, keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=axis, keepdims=True)
+    is_constant = variance < _CONSTANT**2
+    # The root is taken of what is not 0, for the sake of its gradient.
+    return centred / ops.sqrt(ops.where(is_constant, 1.0, variance))
+
+
 def as_logits(outputs, from_logits):
     """Return float32 logits for logits or probabilities.
 
@@ -56,7 +194,9 @@ def as_logits(outputs, from_logits):
     outputs = ops.cast(outputs, "float32")
     if from_logits:
         return outputs
-    return ops.log(ops.maximum(outputs, _TINY))
+    # Not `maximum`: on JAX its gradient at 0 is a product with 0, and what is
+    # multiplied overflows where the gradient of the logit is above 4.
+    return ops.log(ops.where(outputs < _TINY, _TINY, outputs))
 
 
 def mean_of_teachers(outputs, from_logits):

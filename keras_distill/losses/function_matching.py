@@ -21,11 +21,16 @@ class FunctionMatching(DistillationLoss):
 
     Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is
     patient and consistent", https://arxiv.org/abs/2106.05237.
+    `standardize_logits`: Sun et al. 2024, "Logit Standardization in Knowledge
+    Distillation", https://arxiv.org/abs/2403.01427.
 
     Args:
         temperature: float above 0. Defaults to 1, as in the paper.
         from_logits: bool. `True` if both models return logits, `False` if both
             return probabilities (the loss then works on their logarithms).
+        standardize_logits: bool. `True` compares z-scores: the logits of each
+            model less their mean over the classes, divided by their standard
+            deviation. The student then need not reach the teacher's range.
         reduction: as in `keras.losses.Loss`.
         name: name of the loss.
         dtype: dtype of the computation, float32 by default.
@@ -56,11 +61,13 @@ class FunctionMatching(DistillationLoss):
         self,
         temperature=1.0,
         from_logits=True,
+        standardize_logits=False,
         reduction="sum_over_batch_size",
         name="function_matching",
         dtype="float32",
     ):
         super().__init__(temperature, from_logits, reduction, name, dtype)
+        self.standardize_logits = bool(standardize_logits)
 
     @property
     def uses_labels(self):
@@ -72,3 +79,9 @@ class FunctionMatching(DistillationLoss):
             teacher, student, self.temperature
         )
         return self.temperature**2 * divergences
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "standardize_logits": self.standardize_logits,
+        }

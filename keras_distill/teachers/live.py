@@ -11,6 +11,7 @@ from keras import tree
 
 from keras_distill import _features
 from keras_distill.losses import divergence
+from keras_distill.teachers.precision import InPrecision
 
 
 class LiveTeacher:
@@ -20,13 +21,15 @@ class LiveTeacher:
         teacher: a built Keras model or layer, any callable
             `inputs -> outputs`, or a list of them.
         preprocessing: layer or callable applied to the view first, or `None`.
+        dtype: precision to run in, or `None` for the teacher's own.
 
     Raises:
         TypeError: if the teacher can't be called.
-        ValueError: if the list is empty, or a model has no weights yet.
+        ValueError: if the list is empty, a model has no weights yet, or it
+            can't run in that precision.
     """
 
-    def __init__(self, teacher, preprocessing=None):
+    def __init__(self, teacher, preprocessing=None, dtype=None):
         self.given = teacher
         self.preprocessing = preprocessing
         self.members = (
@@ -36,6 +39,9 @@ class LiveTeacher:
             raise ValueError("`teacher` is an empty list. Received: teacher=[]")
         for member in self.members:
             _check_member(member)
+        self._runners = self.members
+        if dtype is not None and not isinstance(teacher, AbsentTeacher):
+            self._runners = [InPrecision(m, dtype) for m in self.members]
 
     @property
     def variables(self):
@@ -62,7 +68,8 @@ class LiveTeacher:
                 f"Received: teacher={self.given!r}. Give a single keras.Model, "
                 "or leave out `hints`."
             )
-        return _features.find_layer(self.members[0], path, "teacher_layer")
+        model = getattr(self._runners[0], "twin", self.members[0])
+        return _features.find_layer(model, path, "teacher_layer")
 
     def __call__(self, view, from_logits):
         """Return the teacher's outputs for a view.
@@ -85,12 +92,15 @@ class LiveTeacher:
         ]
         return tree.pack_sequence_as(answers[0], means)
 
-
     def infer(self, view):
         """Return the list of the members' outputs for a view."""
         if self.preprocessing is not None:
             view = self.preprocessing(view)
-        return [_infer(member, view) for member in self.members]
+        return self.answers(view)
+
+    def answers(self, view):
+        """Return the same for a view that has been preprocessed."""
+        return [_infer(runner, view) for runner in self._runners]
 
 
 class AbsentTeacher:

@@ -1,7 +1,9 @@
 """Values and gradients against float64, over the range that is promised.
 
 The tolerance is 1e-5 relative plus 1e-6 T^2 absolute: at a high temperature the
-divergence is a small difference of large terms.
+divergence is a small difference of large terms. Where a gradient is divided by
+a standard deviation, its tolerance is too. Correlations over the batch have a
+tolerance of their own, given at their test.
 """
 
 import hypothesis
@@ -91,6 +93,170 @@ def test_classic_kd_gradient(teacher, student, temperature, alpha, label):
     assert_close(actual, expected, temperature)
 
 
+@hypothesis.given(teacher=LOGITS, student=LOGITS, temperature=TEMPERATURES)
+def test_standardized_logits(teacher, student, temperature):
+    loss = keras_distill.FunctionMatching(
+        temperature, standardize_logits=True, reduction="none"
+    )
+    expected = [
+        reference.standardized_function_matching(t, s, temperature)
+        for t, s in zip(teacher, student)
+    ]
+    assert_close(to_numpy(loss(teacher, student)), expected, temperature)
+
+
+@hypothesis.given(teacher=LOGITS, student=LOGITS, temperature=TEMPERATURES)
+def test_standardized_logits_gradient(teacher, student, temperature):
+    loss = keras_distill.FunctionMatching(
+        temperature, standardize_logits=True, reduction="sum"
+    )
+    _, actual = value_and_gradient(lambda s: loss(teacher, s), student)
+    for t, s, gradient in zip(teacher, student, actual):
+        std = reference.z_scores(s)[1]
+        expected = reference.standardized_function_matching_gradient(
+            t, s, temperature
+        )
+        # Times the deviation: what the loss does to the z-scores.
+        assert_close(gradient * std, expected * std, temperature)
+
+
+@hypothesis.given(teacher=LOGITS, student=LOGITS, temperature=TEMPERATURES)
+def test_dist_over_classes(teacher, student, temperature):
+    """Nearly constant rows included: `expm1` keeps the digits of a spread."""
+    loss = keras_distill.DIST(
+        intra_weight=0.0,
+        label_weight=0.0,
+        temperature=temperature,
+        reduction="sum",
+    )
+    value, actual = value_and_gradient(
+        lambda s: loss({"teacher": teacher}, s), student
+    )
+    total = 0.0
+    for t, s, gradient in zip(teacher, student, actual):
+        expected, slope = reference.dist_inter(t, s, temperature)
+        total += expected
+        log_q = reference.soften(s, temperature)
+        std = reference.z_scores(np.exp(log_q - max(log_q)))[1]
+        assert_close(gradient * std, slope * std, temperature)
+    assert_close(value, total, temperature)
+
+
+BATCHES = hnp.arrays(
+    "float32",
+    (5, 3),
+    elements=st.floats(-1e4, 1e4, width=32)
+    | st.floats(-10, 10, width=32)
+    | st.floats(9990, 10000, width=32),
+    fill=st.nothing(),
+)
+
+
+@hypothesis.given(teacher=BATCHES, student=BATCHES, temperature=TEMPERATURES)
+def test_dist_over_the_batch(teacher, student, temperature):
+    """The tolerance grows as the samples get alike.
+
+    A log-probability `l` has an error of about `1e-7 (1 + |l|)`. The z-scores
+    of a class have this over the standard deviation of its probabilities, and
+    the gradient once more over it. Constant to float32 is exact again. Where
+    the two can't be told apart, nothing can be said, and nothing is asked.
+    """
+    error, smallest = 0.0, 1.0
+    for logits in (teacher, student):
+        logs = np.array([reference.soften(row, temperature) for row in logits])
+        for column in logs.T:
+            std = np.std(np.exp(column - max(column)))
+            if std >= 1e-7:
+                noise = 1e-7 * (1 + np.max(np.abs(column)))
+                error, smallest = max(error, noise / std), min(smallest, std)
+    hypothesis.assume(error < 0.05)
+    loss = keras_distill.DIST(
+        inter_weight=0.0, label_weight=0.0, temperature=temperature
+    )
+    value, actual = value_and_gradient(
+        lambda s: loss({"teacher": teacher}, s), student
+    )
+    expected, slope = reference.dist_intra(teacher, student, temperature)
+    tolerance = 1e-6 + error
+    assert abs(value - expected) <= tolerance * temperature**2
+    np.testing.assert_allclose(
+        actual, slope, rtol=1e-5, atol=tolerance * temperature / smallest
+    )
+
+
+def test_dist_of_a_class_that_is_improbable_in_every_sample():
+    """Its log-probabilities, about -7000, differ by less than 0.7."""
+    temperature = 0.7
+    margins = np.array([0.1, 0.2, 0.5, 1.0, 3.0], "float32")
+    student = np.stack([0 * margins, -margins, 0 * margins - 5000.3], axis=1)
+    teacher = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    loss = keras_distill.DIST(0.0, 1.0, 0.0, temperature=temperature)
+    value, actual = value_and_gradient(
+        lambda s: loss({"teacher": teacher}, s), student
+    )
+    expected, slope = reference.dist_intra(teacher, student, temperature)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual, slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0**-9, 2.0**-6])
+def test_standardized_logits_far_from_zero(spread):
+    """The mean of logits of 1e4 has an error as large as these spreads."""
+    student = np.float32(9999.9) + spread * np.array([[0, 1, 0, 2, 4, 0, 1]])
+    student = student.astype("float32")
+    teacher = np.random.default_rng(0).normal(size=(1, 7)).astype("float32")
+    loss = keras_distill.FunctionMatching(standardize_logits=True)
+    np.testing.assert_allclose(
+        float(loss(teacher, student)),
+        reference.standardized_function_matching(teacher[0], student[0], 1.0),
+        rtol=1e-5,
+    )
+
+
+WEIGHTS = st.tuples(*[st.floats(0.1, 10.0)] * 3)
+
+
+@hypothesis.given(
+    teacher=LOGITS,
+    student=LOGITS,
+    temperature=TEMPERATURES,
+    weights=WEIGHTS,
+    label=st.integers(0, 3),
+)
+def test_decoupled_kd(teacher, student, temperature, weights, label):
+    loss = keras_distill.DecoupledKD(
+        *weights, temperature=temperature, reduction="none"
+    )
+    y_true = {"labels": np.array([label, label]), "teacher": teacher}
+    expected = [
+        reference.decoupled_kd(label, t, s, weights, temperature)
+        for t, s in zip(teacher, student)
+    ]
+    assert_close(
+        to_numpy(loss(y_true, student)), expected, temperature, max(weights)
+    )
+
+
+@hypothesis.given(
+    teacher=LOGITS,
+    student=LOGITS,
+    temperature=TEMPERATURES,
+    weights=WEIGHTS,
+    label=st.integers(0, 3),
+)
+def test_decoupled_kd_gradient(teacher, student, temperature, weights, label):
+    loss = keras_distill.DecoupledKD(
+        *weights, temperature=temperature, reduction="sum"
+    )
+    y_true = {"labels": np.array([label, label]), "teacher": teacher}
+    _, actual = value_and_gradient(lambda s: loss(y_true, s), student)
+    expected = [
+        reference.decoupled_kd_gradient(label, t, s, weights, temperature)
+        for t, s in zip(teacher, student)
+    ]
+    assert_close(actual, expected, temperature, max(weights))
+
+
 def test_probabilities_equal_their_logits():
     generator = np.random.default_rng(0)
     teacher, student = generator.normal(size=(2, 8, 5)).astype("float32")
@@ -110,10 +276,21 @@ def test_probabilities_equal_their_logits():
         )
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_probabilities_of_zero_stay_finite(alpha):
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras_distill.ClassicKD(0.0, 2.0, from_logits=False),
+        keras_distill.ClassicKD(0.5, 2.0, from_logits=False),
+        keras_distill.ClassicKD(1.0, 2.0, from_logits=False),
+        keras_distill.ClassicKD(
+            1.0, 2.0, from_logits=False, standardize_logits=True
+        ),
+        keras_distill.DIST(from_logits=False),
+        keras_distill.DecoupledKD(from_logits=False),
+    ],
+)
+def test_probabilities_of_zero_stay_finite(loss):
     one_hot = np.eye(3, dtype="float32")
-    loss = keras_distill.ClassicKD(alpha, 2.0, from_logits=False)
     y_true = {"labels": np.arange(3), "teacher": one_hot}
     value, gradient = value_and_gradient(
         lambda s: loss(y_true, s), np.roll(one_hot, 1, axis=0)

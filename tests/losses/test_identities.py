@@ -10,7 +10,9 @@ from common import value_and_gradient
 from common import vectors
 from common import weights_of
 
+from keras_distill import DIST
 from keras_distill import ClassicKD
+from keras_distill import DecoupledKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill.losses import divergence
@@ -63,6 +65,137 @@ def test_a_confidently_wrong_student_gets_the_full_gradient():
         lambda s: FunctionMatching()(teacher, s), student
     )
     np.testing.assert_allclose(gradient, [[-1.0, 1.0]], atol=1e-6)
+
+
+STANDARDIZED = [
+    FunctionMatching(2.0, standardize_logits=True),
+    ClassicKD(1.0, 2.0, standardize_logits=True),
+]
+
+
+@pytest.mark.parametrize("loss", STANDARDIZED, ids=lambda o: o.name)
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1000.0])
+def test_standardized_logits_have_no_scale_and_no_shift(loss, scale):
+    teacher, student = logits(0), logits(1)
+    expected = float(loss({"teacher": teacher}, student))
+    shift = np.array([[8.0]] * 6, "float32") * scale
+    for y_true, y_pred in (
+        (scale * teacher, student),
+        (teacher, scale * student),
+        (teacher + shift, scale * student - shift),
+    ):
+        actual = float(loss({"teacher": y_true}, y_pred))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_labels_meet_the_logits_as_they_are():
+    y_true = {"labels": np.arange(6), "teacher": logits(0)}
+    student = logits(1)
+    _, plain = ClassicKD().parts()["label_loss"]
+    _, standardized = ClassicKD(standardize_logits=True).parts()["label_loss"]
+    np.testing.assert_array_equal(
+        to_numpy(standardized(y_true, student)),
+        to_numpy(plain(y_true, student)),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 20.0])
+def test_dist_of_equal_softmax_is_zero(temperature):
+    same = logits(0)
+    loss = DIST(label_weight=0.0, temperature=temperature)
+    value, gradient = value_and_gradient(
+        lambda s: loss({"teacher": same + 4.0}, s), same
+    )
+    assert abs(value) < 1e-9 * temperature**2
+    assert np.all(np.abs(gradient) < 1e-5 * temperature)
+
+
+def test_dist_of_linear_probabilities_is_zero():
+    """A student half as sure as its teacher is a perfect student."""
+    teacher = np.exp(logits(0))
+    teacher /= teacher.sum(-1, keepdims=True)
+    student = 0.5 * teacher + 0.5 / 7
+    loss = DIST(label_weight=0.0, from_logits=False)
+    assert abs(float(loss(teacher, student))) < 1e-8
+
+
+def test_dist_of_opposite_predictions_is_two():
+    teacher = np.array([[0.6, 0.4], [0.1, 0.9], [0.5, 0.5]], "float32")
+    for weights in ((1.0, 0.0), (0.0, 1.0)):
+        loss = DIST(*weights, label_weight=0.0, from_logits=False)
+        rows = slice(0, 2) if weights[0] else slice(0, 3)
+        value = float(loss(teacher[rows], teacher[rows, ::-1]))
+        np.testing.assert_allclose(value, 2.0, rtol=1e-5)
+
+
+CONSTANT = np.zeros((6, 7), "float32")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *STANDARDIZED,
+        DIST(1.0, 0.0, 0.0, temperature=2.0),
+        DIST(0.0, 1.0, 0.0, temperature=2.0),
+    ],
+    ids=["standardized", "standardized_kd", "inter", "intra"],
+)
+@pytest.mark.parametrize("constant", ["student", "teacher", "both"])
+def test_constant_predictions(loss, constant):
+    """A last layer of zeros learns, in steps of the usual size."""
+    teacher = logits(0) if constant == "student" else CONSTANT
+    student = logits(1) if constant == "teacher" else CONSTANT
+    value, gradient = value_and_gradient(
+        lambda s: loss({"teacher": teacher}, s), student
+    )
+    assert np.isfinite(value)
+    assert np.all(np.abs(gradient) < 1.0)
+    if constant == "student":
+        assert np.max(np.abs(gradient)) > 0.01
+    if isinstance(loss, DIST):
+        expected = 0.0 if constant == "both" else loss.temperature**2 / 2
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+def test_dist_over_a_batch_of_one():
+    loss = DIST(inter_weight=0.0, label_weight=0.0)
+    value, gradient = value_and_gradient(
+        lambda s: loss({"teacher": logits(0, 1)}, s), logits(1, 1)
+    )
+    assert value == 0
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_decoupled_parts_add_up_to_the_divergence(temperature):
+    """`KL = TCKD + (1 - p_target) * NCKD`, equation 6 of the paper."""
+    teacher, student, labels = logits(0), logits(1), np.arange(6) % 7
+    y_true = {"labels": labels, "teacher": teacher}
+    parts = DecoupledKD(temperature=temperature).parts()
+    target, others = (
+        to_numpy(parts[name][1](y_true, student))
+        for name in ("target_loss", "non_target_loss")
+    )
+    p = np.exp(teacher / temperature)
+    p /= p.sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+        target + (1 - p[np.arange(6), labels]) * others,
+        to_numpy(
+            FunctionMatching(temperature, reduction="none")(teacher, student)
+        ),
+        rtol=1e-4,
+        atol=1e-6 * temperature**2,
+    )
+
+
+def test_two_classes_have_no_order_of_others():
+    loss = DecoupledKD(target_weight=0.0, label_weight=0.0)
+    y_true = {"labels": np.arange(6) % 2, "teacher": logits(0, classes=2)}
+    value, gradient = value_and_gradient(
+        lambda s: loss(y_true, s), logits(1, classes=2)
+    )
+    assert value == 0
+    assert not np.any(gradient)
 
 
 def test_ensemble_of_equal_teachers_is_the_teacher():

@@ -1,5 +1,7 @@
 """The checklist that every loss passes, in the same order for each."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -7,14 +9,24 @@ from common import mlp
 from common import to_numpy
 from common import vectors
 
+from keras_distill import DIST
 from keras_distill import ClassicKD
+from keras_distill import DecoupledKD
 from keras_distill import DistillationLoss
+from keras_distill import Distiller
 from keras_distill import FunctionMatching
 
 TEACHER = np.array([[2.0, 0.0], [0.0, 0.0]], "float32")
 STUDENT = np.array([[0.0, 0.0], [0.0, 4.0]], "float32")
 Y_TRUE = {"labels": np.array([0, 0]), "teacher": TEACHER}
-LOSSES = [ClassicKD(alpha=0.4, temperature=3.0), FunctionMatching(2.5)]
+LOSSES = [
+    ClassicKD(alpha=0.4, temperature=3.0),
+    ClassicKD(0.4, 3.0, standardize_logits=True, name="standardized_kd"),
+    FunctionMatching(2.5),
+    FunctionMatching(2.5, standardize_logits=True, name="standardized"),
+    DIST(0.5, 2.0, 0.7, temperature=3.0),
+    DecoupledKD(0.5, 2.0, 0.7, temperature=3.0),
+]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda o: o.name)
 
 
@@ -36,6 +48,82 @@ def test_classic_kd_by_hand():
     actual = ClassicKD(0.3, 2.0, reduction="none")(Y_TRUE, STUDENT)
     np.testing.assert_allclose(
         to_numpy(actual)[0], 0.3 * soft + 0.7 * hard, rtol=1e-5
+    )
+
+
+def test_standardized_logits_by_hand():
+    # z-scores: sqrt(3/2) (-1, 0, 1) against sqrt(1/2) (-1, -1, 2), at T = 2.
+    teacher = np.array([[10.0, 20.0, 30.0]], "float32")
+    student = np.array([[0.0, 0.0, 3.0]], "float32")
+    p = np.exp(np.sqrt(1.5) * np.array([-0.5, 0.0, 0.5]))
+    q = np.exp(np.sqrt(0.5) * np.array([-0.5, -0.5, 1.0]))
+    p, q = p / p.sum(), q / q.sum()
+    expected = 4 * np.sum(p * np.log(p / q))
+    actual = FunctionMatching(2.0, standardize_logits=True)(teacher, student)
+    np.testing.assert_allclose(float(actual), expected, rtol=1e-5)
+    # The labels meet the raw logits: q = (1, 1, e^3) / (2 + e^3).
+    soft = 4 * -np.sum(p * np.log(q))
+    hard = np.log(2 + np.exp(3))
+    loss = ClassicKD(0.3, 2.0, standardize_logits=True)
+    actual = loss({"labels": np.array([0]), "teacher": teacher}, student)
+    np.testing.assert_allclose(
+        float(actual), 0.3 * soft + 0.7 * hard, rtol=1e-5
+    )
+
+
+PROBABILITIES = {
+    "labels": np.array([0, 1]),
+    "teacher": np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], "float32"),
+}
+PREDICTED = np.array([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4]], "float32")
+
+
+def test_dist_by_hand():
+    # Over the classes, less their mean 1/3: 0.096667 / sqrt(0.126667 *
+    # 0.086667) and -0.003333 / sqrt(0.046667 * 0.006667). Over two samples a
+    # correlation is 1 or -1: both models go down, up against down, both up.
+    inter = np.array([1 - 0.922606, 1 + 0.188982])
+    intra = (0 + 2 + 0) / 3
+    label = -np.log([0.5, 0.3])
+    loss = DIST(0.5, 2.0, 0.7, from_logits=False, reduction="none")
+    np.testing.assert_allclose(
+        to_numpy(loss(PROBABILITIES, PREDICTED)),
+        0.5 * inter + 2.0 * intra + 0.7 * label,
+        rtol=1e-5,
+    )
+
+
+def test_decoupled_kd_by_hand():
+    # Of the second sample: the target has 0.5 against 0.3, and the others
+    # are (0.4, 0.6) against (3/7, 4/7).
+    target = 0.5 * np.log(0.5 / 0.3) + 0.5 * np.log(0.5 / 0.7)
+    others = 0.4 * np.log(0.4 * 7 / 3) + 0.6 * np.log(0.6 * 7 / 4)
+    label = -np.log(0.3)
+    loss = DecoupledKD(
+        0.5, 2.0, 0.7, temperature=1.0, from_logits=False, reduction="none"
+    )
+    np.testing.assert_allclose(
+        to_numpy(loss(PROBABILITIES, PREDICTED))[1],
+        0.5 * target + 2.0 * others + 0.7 * label,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        lambda t: ClassicKD(1.0, t),
+        lambda t: FunctionMatching(t),
+        lambda t: DIST(0.5, 2.0, 0.0, temperature=t),
+        lambda t: DecoupledKD(0.5, 2.0, 0.0, temperature=t),
+    ],
+)
+def test_temperature_divides_the_logits(at):
+    twice = {**Y_TRUE, "teacher": 2.5 * TEACHER}
+    np.testing.assert_allclose(
+        float(at(2.5)(twice, 2.5 * STUDENT)),
+        2.5**2 * float(at(1.0)(Y_TRUE, STUDENT)),
+        rtol=1e-5,
     )
 
 
@@ -62,9 +150,19 @@ def test_reductions_agree(loss):
 
 @each_loss
 def test_sample_weight_weighs_every_part(loss):
+    if isinstance(loss, DIST):  # The batch is one thing there; see below.
+        loss = DIST(**{**loss.get_config(), "intra_weight": 0.0})
     alone = float(loss({k: v[:1] for k, v in Y_TRUE.items()}, STUDENT[:1]))
     weighted = float(loss(Y_TRUE, STUDENT, sample_weight=np.array([1.0, 0.0])))
     np.testing.assert_allclose(weighted, alone / 2, rtol=1e-6)
+
+
+def test_the_batch_of_dist_is_weighed_by_the_mean_weight():
+    loss = DIST(inter_weight=0.0, label_weight=0.0)
+    weighted = loss(Y_TRUE, STUDENT, sample_weight=np.array([1.0, 0.5]))
+    np.testing.assert_allclose(
+        float(weighted), 0.75 * float(loss(Y_TRUE, STUDENT)), rtol=1e-6
+    )
 
 
 @each_loss
@@ -88,9 +186,21 @@ def test_dense_predictions(loss):
     assert rows(y_true, student).shape == (2, 4, 4)
 
 
+def test_the_batch_of_dist_is_all_leading_dimensions():
+    generator = np.random.default_rng(0)
+    teacher, student = generator.normal(size=(2, 2, 4, 3)).astype("float32")
+    loss = DIST(label_weight=0.0)
+    np.testing.assert_allclose(
+        float(loss(teacher, student)),
+        float(loss(teacher.reshape(8, 3), student.reshape(8, 3))),
+        rtol=1e-6,
+    )
+
+
 @each_loss
 def test_config_round_trip_keeps_everything(loss):
     config = {**loss.get_config(), "dtype": "float64"}
+    assert set(config) == set(inspect.signature(type(loss)).parameters)
     twin = type(loss).from_config(config)
     assert twin.get_config() == config
     restored = keras.saving.deserialize_keras_object(
@@ -100,8 +210,9 @@ def test_config_round_trip_keeps_everything(loss):
     assert float(restored(Y_TRUE, STUDENT)) == float(loss(Y_TRUE, STUDENT))
 
 
-def test_label_loss_round_trip():
-    loss = ClassicKD(
+@pytest.mark.parametrize("kind", [ClassicKD, DIST, DecoupledKD])
+def test_label_loss_round_trip(kind):
+    loss = kind(
         label_loss=keras.losses.CategoricalCrossentropy(from_logits=True)
     )
     restored = keras.saving.deserialize_keras_object(
@@ -112,11 +223,65 @@ def test_label_loss_round_trip():
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [[0], [1]], [[1, 0], [0, 1]]])
-def test_labels_in_every_shape_mean_the_same(labels):
-    loss = ClassicKD(alpha=0.5)
+@pytest.mark.parametrize("kind", [ClassicKD, DIST, DecoupledKD])
+def test_labels_in_every_shape_mean_the_same(kind, labels):
+    loss = kind()
     expected = loss({**Y_TRUE, "labels": np.array([0, 1])}, STUDENT)
     actual = loss({**Y_TRUE, "labels": np.array(labels)}, STUDENT)
     np.testing.assert_allclose(float(actual), float(expected), rtol=1e-6)
+
+
+def test_the_largest_of_mixed_labels_is_the_target():
+    loss = DecoupledKD(label_weight=0.0, from_logits=False)
+    mixed = np.array([[0.7, 0.3, 0.0], [0.1, 0.5, 0.4]])
+    np.testing.assert_allclose(
+        float(loss({**PROBABILITIES, "labels": mixed}, PREDICTED)),
+        float(loss(PROBABILITIES, PREDICTED)),
+        rtol=1e-6,
+    )
+
+
+@each_loss
+def test_fit_in_a_distiller(loss):
+    """The parts are logged, and they add up, also with a smaller last batch."""
+    x, y = vectors(40)
+    distiller = Distiller(student=mlp(8), teacher=mlp(16))
+    distiller.compile(keras.optimizers.Adam(0.02), loss)
+    history = distiller.fit(
+        x, y, batch_size=16, epochs=10, shuffle=False, verbose=0
+    ).history
+    assert history["loss"][-1] < 0.98 * history["loss"][0]
+    total = sum(
+        weight * np.array(history[name])
+        for name, (weight, _) in loss.parts().items()
+    )
+    np.testing.assert_allclose(history["loss"], total, rtol=1e-5)
+
+
+def test_fit_without_labels():
+    x, _ = vectors()
+    distiller = Distiller(student=mlp(8), teacher=mlp(16))
+    distiller.compile("adam", DIST(label_weight=0.0))
+    history = distiller.fit(x, verbose=0).history
+    assert set(history) == {"loss", "inter_loss", "intra_loss"}
+
+
+def test_fit_with_labels_that_only_name_the_target():
+    x, y = vectors()
+    distiller = Distiller(student=mlp(8), teacher=mlp(16))
+    loss = DecoupledKD(label_weight=0.0)
+    assert loss.uses_labels
+    distiller.compile("adam", loss)
+    history = distiller.fit(x, y, verbose=0).history
+    assert set(history) == {"loss", "target_loss", "non_target_loss"}
+
+
+def test_parts_of_no_weight_are_not_computed():
+    assert set(DIST(0.0, 1.0, 0.0).parts()) == {"intra_loss"}
+    assert set(DecoupledKD(1.0, 0.0, 0.0).parts()) == {"target_loss"}
+    broken = {"labels": Y_TRUE["labels"], "teacher": np.full((2, 2), np.nan)}
+    assert np.isfinite(float(DIST(0.0, 0.0)(broken, STUDENT)))
+    assert np.isfinite(float(DecoupledKD(0.0, 0.0)(broken, STUDENT)))
 
 
 def test_student_trains_on_stored_teacher_outputs():
@@ -143,7 +308,9 @@ def test_own_loss():
 @pytest.mark.parametrize(
     "temperature", [0, -1, float("nan"), float("inf"), "4"]
 )
-@pytest.mark.parametrize("loss", [ClassicKD, FunctionMatching])
+@pytest.mark.parametrize(
+    "loss", [ClassicKD, FunctionMatching, DIST, DecoupledKD]
+)
 def test_temperature_out_of_range(loss, temperature):
     with pytest.raises(
         ValueError, match="`temperature` must be a finite number"
@@ -159,41 +326,99 @@ def test_alpha_out_of_range(alpha):
         ClassicKD(alpha=alpha)
 
 
-def test_labels_of_the_wrong_shape():
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        (DIST, "inter_weight"),
+        (DIST, "intra_weight"),
+        (DIST, "label_weight"),
+        (DecoupledKD, "target_weight"),
+        (DecoupledKD, "non_target_weight"),
+        (DecoupledKD, "label_weight"),
+    ],
+)
+def test_weight_out_of_range(loss, name, value):
+    message = f"`{name}` must be a finite number of at least 0. Received"
+    with pytest.raises(ValueError, match=message):
+        loss(**{name: value})
+
+
+@pytest.mark.parametrize("loss", [DIST, DecoupledKD])
+def test_all_weights_zero(loss):
+    message = rf"one weight of {loss.__name__} must be above 0.*label_weight=0"
+    with pytest.raises(ValueError, match=message):
+        loss(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "loss", [ClassicKD(), DIST(), DecoupledKD(), DecoupledKD(label_weight=0)]
+)
+def test_labels_of_the_wrong_shape(loss):
     with pytest.raises(ValueError, match=r"Labels of shape \(2, 3\) don't fit"):
-        ClassicKD()({**Y_TRUE, "labels": np.zeros((2, 3))}, STUDENT)
+        loss({**Y_TRUE, "labels": np.zeros((2, 3))}, STUDENT)
 
 
-def test_missing_labels():
-    message = r"gives the labels a weight of 0.1, and the data has no labels"
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            ClassicKD(alpha=0.9),
+            r"gives the labels a weight of 0.1, and the data has no labels",
+        ),
+        (
+            DIST(label_weight=0.5),
+            r"DIST\(label_weight=0.5\) compares with.*use `label_weight=0`",
+        ),
+        (
+            DecoupledKD(label_weight=0),
+            r"needs labels to know the target class.*use `FunctionMatching",
+        ),
+    ],
+)
+def test_missing_labels(loss, message):
     with pytest.raises(ValueError, match=message):
-        ClassicKD(alpha=0.9)({"teacher": TEACHER}, STUDENT)
+        loss({"teacher": TEACHER}, STUDENT)
 
 
-def test_alpha_one_needs_no_labels():
-    assert np.isfinite(
-        float(ClassicKD(alpha=1.0)({"teacher": TEACHER}, STUDENT))
-    )
+@pytest.mark.parametrize("loss", [ClassicKD(1.0), DIST(label_weight=0)])
+def test_no_weight_on_the_labels_needs_none(loss):
+    assert np.isfinite(float(loss({"teacher": TEACHER}, STUDENT)))
 
 
-def test_different_class_counts():
+@each_loss
+def test_different_class_counts(loss):
     message = r"teacher predicts 3 classes and the student 2.*2 units|3 units"
+    y_true = {**Y_TRUE, "teacher": np.zeros((2, 3), "float32")}
     with pytest.raises(ValueError, match=message):
-        FunctionMatching()(np.zeros((2, 3), "float32"), STUDENT)
+        loss(y_true, STUDENT)
 
 
-def test_different_ranks():
+@each_loss
+def test_different_ranks(loss):
+    y_true = {**Y_TRUE, "teacher": np.zeros((2, 3, 2), "float32")}
     with pytest.raises(ValueError, match="must have the same rank"):
-        FunctionMatching()(np.zeros((2, 3, 2), "float32"), STUDENT)
+        loss(y_true, STUDENT)
 
 
-def test_a_single_class():
+@each_loss
+def test_a_single_class(loss):
     one = np.zeros((4, 1), "float32")
     with pytest.raises(ValueError, match="A softmax over a single class"):
-        FunctionMatching()(one, one)
+        loss({"labels": np.zeros(4), "teacher": one}, one)
 
 
-@pytest.mark.parametrize("name", ["temperature", "alpha", "from_logits"])
-def test_arguments_are_fixed(name):
-    with pytest.raises(AttributeError, match=f"`{name}` of a ClassicKD can't"):
-        setattr(ClassicKD(), name, 0.5)
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [
+        (ClassicKD, "temperature alpha from_logits standardize_logits"),
+        (FunctionMatching, "temperature standardize_logits"),
+        (DIST, "inter_weight intra_weight label_weight label_loss"),
+        (DecoupledKD, "target_weight non_target_weight label_weight"),
+    ],
+)
+def test_arguments_are_fixed(loss, names):
+    for name in names.split():
+        message = f"`{name}` of a {loss.__name__} can't"
+        with pytest.raises(AttributeError, match=message):
+            setattr(loss(), name, 0.5)

@@ -50,3 +50,115 @@ def classic_kd_gradient(labels, teacher, student, alpha, temperature):
     hard = np.exp(log_softmax(student))
     hard[labels] -= 1
     return alpha * soft + (1 - alpha) * hard
+
+
+def z_scores(values):
+    """Return `(z, std)`; constant values are centred, and their std is 1."""
+    values = [float(v) for v in values]
+    mean = math.fsum(values) / len(values)
+    centred = [v - mean for v in values]
+    std = math.sqrt(math.fsum(v * v for v in centred) / len(values))
+    std = std if std >= 1e-6 else 1.0
+    return np.array(centred) / std, std
+
+
+def standardized_function_matching(teacher, student, temperature):
+    return function_matching(
+        z_scores(teacher)[0], z_scores(student)[0], temperature
+    )
+
+
+def standardized_function_matching_gradient(teacher, student, temperature):
+    """The gradient for the z-scores, times the Jacobian of the z-scores."""
+    z, std = z_scores(student)
+    size = len(z)
+    jacobian = (np.eye(size) - 1 / size - np.outer(z, z) / size) / std
+    if max(student) - min(student) < 1e-6:
+        jacobian = np.eye(size) - 1 / size
+    return jacobian @ function_matching_gradient(
+        z_scores(teacher)[0], z, temperature
+    )
+
+
+def correlation_distance(log_p, log_q):
+    """Return `1 - r(p, q)` and its gradient with respect to `log_q`.
+
+    `r` by the textbook, from `np.corrcoef`, of the values divided by their
+    maximum, which it does not see. Where one is constant: see `DIST`.
+    """
+    p, q = np.exp(log_p - np.max(log_p)), np.exp(log_q - np.max(log_q))
+    z_p, z_q = z_scores(p)[0], z_scores(q)[0]
+    if min(np.std(p), np.std(q)) >= 1e-6:
+        value = 1 - np.corrcoef(p, q)[0, 1]
+    else:
+        value = float(np.std(p) >= 1e-6 or np.std(q) >= 1e-6) / 2
+    if np.std(q) >= 1e-6:
+        correlation = math.fsum(z_p * z_q) / len(p)
+        slope = -(z_p - correlation * z_q) / (len(p) * np.std(q))
+    else:
+        slope = -z_p / len(p)
+    return value, q * slope
+
+
+def dist_inter(teacher, student, temperature):
+    """`T^2 * (1 - r)` of one sample, and its gradient."""
+    value, slope = correlation_distance(
+        soften(teacher, temperature), soften(student, temperature)
+    )
+    return temperature**2 * value, temperature * slope
+
+
+def dist_intra(teachers, students, temperature):
+    """`T^2 * mean over classes of 1 - r` of one batch, and its gradient."""
+    log_p = np.array([soften(t, temperature) for t in teachers])
+    log_q = np.array([soften(s, temperature) for s in students])
+    total, slopes = 0.0, np.zeros_like(log_q)
+    for k in range(log_p.shape[1]):
+        value, slopes[:, k] = correlation_distance(log_p[:, k], log_q[:, k])
+        total += value
+    gradient = slopes - np.exp(log_q) * slopes.sum(axis=1, keepdims=True)
+    count = log_p.shape[1]
+    return temperature**2 * total / count, temperature * gradient / count
+
+
+def decoupled_kd(label, teacher, student, weights, temperature):
+    """The loss of one sample for `weights = (target, non-target, label)`."""
+    log_p, log_q = soften(teacher, temperature), soften(student, temperature)
+
+    def two_ways(logs):
+        others = np.delete(logs, label)
+        peak = max(others)
+        total = peak + math.log(math.fsum(np.exp(others - peak)))
+        return [logs[label], total]
+
+    binary = math.fsum(
+        math.exp(p) * (p - q) for p, q in zip(two_ways(log_p), two_ways(log_q))
+    )
+    others = function_matching(
+        np.delete(teacher, label), np.delete(student, label), temperature
+    )
+    return (
+        weights[0] * temperature**2 * binary
+        + weights[1] * others
+        - weights[2] * log_softmax(student)[label]
+    )
+
+
+def decoupled_kd_gradient(label, teacher, student, weights, temperature):
+    p = np.exp(soften(teacher, temperature))
+    q = np.exp(soften(student, temperature))
+    rest = np.delete(np.arange(len(p)), label)
+    q_others = np.exp(soften(student[rest], temperature))
+    # 1 - p_k as the sum of the others: the difference loses its digits.
+    if p[label] > 0.5:
+        gap = temperature * (math.fsum(p[rest]) - math.fsum(q[rest]))
+    else:
+        gap = temperature * (q[label] - p[label])
+    binary, others = np.zeros(len(p)), np.zeros(len(p))
+    binary[label], binary[rest] = gap, -gap * q_others
+    others[rest] = function_matching_gradient(
+        teacher[rest], student[rest], temperature
+    )
+    hard = np.exp(log_softmax(student))
+    hard[label] -= 1
+    return weights[0] * binary + weights[1] * others + weights[2] * hard

@@ -1,0 +1,92 @@
+"""WithLabels: the base of the losses that also compare with the labels."""
+
+import keras
+
+from keras_distill.losses import divergence
+from keras_distill.losses.distillation_loss import DistillationLoss
+from keras_distill.losses.distillation_loss import label_cross_entropy
+
+
+class WithLabels(DistillationLoss):
+    """A weighted sum of terms, of which one is a loss for the labels.
+
+    Args:
+        label_loss: a Keras loss for the labels, its name, or `None` for
+            cross-entropy, sparse or one-hot by the labels' shape.
+        temperature, from_logits, reduction, name, dtype: as in
+            `DistillationLoss`.
+    """
+
+    def __init__(
+        self, label_loss, temperature, from_logits, reduction, name, dtype
+    ):
+        super().__init__(temperature, from_logits, reduction, name, dtype)
+        self.label_loss = keras.losses.get(label_loss)
+
+    def all_parts(self):
+        """Return the terms as `parts()` does, also those of weight 0."""
+        raise NotImplementedError
+
+    def missing_labels(self):
+        """Return what to tell a user whose data has no labels."""
+        raise NotImplementedError
+
+    def call(self, y_true, y_pred):
+        return sum(
+            weight * part(y_true, y_pred)
+            for weight, part in self.parts().values()
+        )
+
+    @property
+    def uses_labels(self):
+        return "label_loss" in self.parts()
+
+    def parts(self):
+        # A part of no weight is not computed: without a weight on the labels
+        # it needs none, and labels alone are ordinary training even beside a
+        # broken teacher.
+        parts = self.all_parts()
+        return {name: part for name, part in parts.items() if part[0] > 0}
+
+    def labels(self, y_true):
+        """Return the labels, or raise `ValueError` if there are none."""
+        if not isinstance(y_true, dict) or y_true.get("labels") is None:
+            raise ValueError(self.missing_labels())
+        return y_true["labels"]
+
+    def compare_with_labels(self, y_true, y_pred):
+        """Return the label loss of each sample."""
+        labels = self.labels(y_true)
+        if self.label_loss is None:
+            logits = divergence.as_logits(y_pred, self.from_logits)
+            return label_cross_entropy(labels, logits)
+        if isinstance(self.label_loss, keras.losses.Loss):
+            return self.label_loss.call(labels, y_pred)
+        return self.label_loss(labels, y_pred)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "label_loss": keras.losses.serialize(self.label_loss)
+            if self.label_loss is not None
+            else None,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("label_loss"), dict):
+            config["label_loss"] = keras.losses.deserialize(
+                config["label_loss"]
+            )
+        return cls(**config)
+
+
+def check_any_weight(loss, **weights):
+    """Raise if all weights are 0: there would be nothing to compute."""
+    if not any(weights.values()):
+        received = ", ".join(f"{k}={v:g}" for k, v in weights.items())
+        raise ValueError(
+            f"At least one weight of {loss} must be above 0. "
+            f"Received: {received}"
+        )
