@@ -14,6 +14,8 @@ from keras_distill.losses import DecoupledKD as DecoupledKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
 from keras_distill.losses import Hint as Hint
+from keras_distill.teachers import RecordedTeacher as RecordedTeacher
+from keras_distill.teachers import record_teacher as record_teacher
 from keras_distill.teachers import fold_batch_norm as fold_batch_norm
 from keras_distill.distiller import Distiller as Distiller
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
@@ -33,7 +35,9 @@ __all__ = [  # noqa: RUF022
     "Hint",
     "InceptionCrop",
     "MixUp",
+    "RecordedTeacher",
     "TeacherAgreement",
     "TeacherDivergence",
     "fold_batch_norm",
+    "record_teacher",
 ]

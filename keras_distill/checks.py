@@ -115,6 +115,34 @@ def check_outputs(student, live_teacher, objective):
             _check_endings("teacher", member, terms)
 
 
+def check_replay(recording, augment, hints):
+    """Raise if a recording can't stand for the teacher here."""
+    recording.check_augment(augment)
+    if hints:
+        raise ValueError(
+            "A recording holds outputs and no inner features. Received: "
+            f"hints={list(hints)}. Leave them out, or train with the teacher "
+            "itself."
+        )
+
+
+def check_recording(student, recording, objective):
+    """Raise if recorded answers can't be compared as the losses will."""
+    student_outputs = _outputs.known_outputs(student)
+    if student_outputs is None:
+        return
+    terms = objective.terms_of(student_outputs)
+    _check_structure(recording.specs(), student_outputs, terms)
+    recorded = recording.manifest["from_logits"]
+    for _, term in terms:
+        if term and term.uses_teacher and term.loss.from_logits != recorded:
+            raise ValueError(
+                f"The answers were recorded with from_logits={recorded}. "
+                f"Received: {type(term.loss).__name__}(from_logits="
+                f"{term.loss.from_logits}). Use the same in both."
+            )
+
+
 def _check_structure(teacher_outputs, student_outputs, terms):
     for path, term in terms:
         if term is None or not term.uses_teacher:

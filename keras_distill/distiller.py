@@ -13,12 +13,12 @@ The teacher is borrowed (see `teachers/live.py`).
 import functools
 
 import keras
-import numpy as np
 from keras import ops
-from keras import tree
 
 from keras_distill import _backend
 from keras_distill import checks
+from keras_distill.batches import labels_or_none
+from keras_distill.batches import unpack
 from keras_distill.hints import TakesHints
 from keras_distill.hints import split
 from keras_distill.logs import KeepsLogs
@@ -28,9 +28,13 @@ from keras_distill.losses.objective import Leaf
 from keras_distill.losses.objective import Objective
 from keras_distill.metrics import TeacherMetrics
 from keras_distill.metrics import without_teacher_metrics
+from keras_distill.replay import arguments_of_fit
+from keras_distill.replay import check_one_replica
+from keras_distill.replay import replayed
 from keras_distill.saving import SavesStudent
 from keras_distill.teachers.health import TeacherHealth
 from keras_distill.teachers.live import LiveTeacher
+from keras_distill.teachers.recording import RecordedTeacher
 from keras_distill.views import ConsistentAugment
 from keras_distill.views.consistent_augment import mixable
 from keras_distill.views.consistent_augment import view_of_each
@@ -54,9 +58,10 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     Args:
         student: the `keras.Model` to train.
         teacher: a built `keras.Model`; or any callable `inputs -> outputs`; or
-            a list of these, whose probabilities are averaged. It runs with
-            `training=False`. On JAX the weights that a plain function reads
-            from inside become constants of the compiled step: pass models.
+            a list of these, whose probabilities are averaged; or a
+            `RecordedTeacher`. It runs with `training=False`. On JAX the weights
+            that a plain function reads from inside become constants of the
+            compiled step: pass models.
         augment: `ConsistentAugment`, or a layer that it takes, or `None`. Draws
             the view, in training only.
         hints: list of `Hint`, which draw inner layers of the student towards
@@ -136,18 +141,23 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     @property
     def teacher(self):
         """The teacher as it was given. Assigning another one takes effect."""
-        return self._live_teacher.given
+        return self._recording or self._live_teacher.given
 
     @teacher.setter
     def teacher(self, teacher):
+        recording = teacher if isinstance(teacher, RecordedTeacher) else None
+        if recording is not None:
+            checks.check_replay(recording, self.augment, self.hints)
+            teacher = recording.live_or_absent
         live = LiveTeacher(
             teacher, self.teacher_preprocessing, self.teacher_dtype
         )
         checks.check_no_shared_weights(self.student, live)
         self._find_hints_in(live)
         self._live_teacher = live
+        self._recording = recording
         if self.compiled:
-            checks.check_outputs(self.student, live, self._objective)
+            self._check_outputs(self._objective)
             # The compiled steps hold the teacher before this one.
             self.train_function = self.test_function = None
 
@@ -219,7 +229,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         names = getattr(self.student, "output_names", None)
         num_outputs = len(names or [""])
         objective = Objective(loss, loss_weights, names)
-        checks.check_outputs(self.student, self._live_teacher, objective)
+        self._check_outputs(objective)
         self._start_logs(
             objective,
             TeacherMetrics(metrics, weighted_metrics, names),
@@ -237,12 +247,20 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         )
         self._keep_compile_arguments({**given, "optimizer": self.optimizer})
 
+    def _check_outputs(self, objective):
+        checks.check_outputs(self.student, self._live_teacher, objective)
+        if self._recording is not None:
+            checks.check_recording(self.student, self._recording, objective)
+
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         checks.check_not_empty(x)
-        y = _labels_or_none(x, y, kwargs)
+        y = labels_or_none(x, y, kwargs)
         self._steps_taken = 0
-        history = super().fit(x, y, *args, **kwargs)
+        arguments = arguments_of_fit(x, y, args, kwargs)
+        if self._recording is not None:
+            arguments = replayed(self._recording, arguments)
+        history = super().fit(**arguments)
         self._settle_logs()
         if history.epoch and not self._steps_taken:
             raise ValueError(_backend.EMPTY)
@@ -251,7 +269,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, y=None, *args, **kwargs):
         checks.check_not_empty(x)
-        y = _labels_or_none(x, y, kwargs)
+        y = labels_or_none(x, y, kwargs)
         logs = super().evaluate(x, y, *args, **kwargs)
         self._settle_logs()
         return logs
@@ -274,13 +292,13 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
 
     def _annotate(self, data, training):
         """Return the batch with its view drawn and its targets attached."""
-        x, y, sample_weight = _unpack(data)
+        x, y, sample_weight, record = unpack(data)
         view, drawn = x, None
         if training and self.augment is not None:
-            view, drawn = self.augment.draw(x)
+            view, drawn = self.augment.draw(x, record and record.drawn)
         student_view, teacher_view = view_of_each(view)
         teacher, features = self._check_teacher(
-            self._run_teacher(teacher_view, self._from_logits)
+            self._answer(teacher_view, record, training)
         )
         if drawn is None or not self.augment.mixes_labels:
             targets = Annotated(y, teacher, y, features)
@@ -295,6 +313,18 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             )
         targets = Annotated(mixed, teacher, None, features)
         return student_view, targets, sample_weight
+
+    def _answer(self, view, record, training):
+        """Return the teacher's outputs and features for a view."""
+        if self._recording is None or not training:
+            return self._run_teacher(view, self._from_logits)
+        check_one_replica()
+        if record is None:
+            raise ValueError(
+                "Training from a recording goes through `fit()`, which knows "
+                "the batch and its views. Received a batch without them."
+            )
+        return self._recording.structured(record.answers), []
 
     def _from_logits(self, outputs):
         """Tell of each output whether it is logits; `None` if no classes."""
@@ -345,7 +375,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     def _symbolic_build(self, iterator=None, data_batch=None):
         if data_batch is None:
             data_batch = _backend.first_batch(iterator)
-        x, y, weight = _unpack(data_batch)
+        x, y, weight, _ = unpack(data_batch)
         teacher_view = x
         if self.augment is not None:
             x, teacher_view = view_of_each(self.augment.view_spec(x))
@@ -358,22 +388,3 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             super()._maybe_symbolic_build(iterator, data_batch)
         else:
             self._symbolic_build(iterator, data_batch)
-
-
-def _labels_or_none(x, y, arguments):
-    """Return `y`, or labels of no values where there are weights and no `y`.
-
-    Keras drops `sample_weight` beside `y=None`.
-    """
-    if y is not None or arguments.get("sample_weight") is None:
-        return y
-    return np.zeros((len(tree.flatten(x)[0]), 0), "float32")
-
-
-def _unpack(data):
-    """Return `(x, y, sample_weight)`, with `y=None` for labels of no values."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    leaves = [leaf for leaf in tree.flatten(y) if leaf is not None]
-    if all(tuple(leaf.shape)[1:] == (0,) for leaf in leaves):
-        y = None
-    return x, y, sample_weight

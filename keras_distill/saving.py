@@ -56,7 +56,9 @@ class SavesStudent:
             )
             for name in _PARTS
         }
-        distiller = cls(name=config["name"], teacher=AbsentTeacher(), **parts)
+        distiller = cls(
+            name=config["name"], teacher=AbsentTeacher(_NOT_SAVED), **parts
+        )
         distiller.projectors = keras.saving.deserialize_keras_object(
             config["projectors"], custom_objects=custom_objects
         )
@@ -97,6 +99,11 @@ class SavesStudent:
         super().load_weights(*args, **kwargs)
 
 
+_NOT_SAVED = (
+    "This Distiller was loaded from a file, which holds the student and not "
+    "the teacher. Assign `distiller.teacher = teacher` before training or "
+    "evaluating it."
+)
 _GLOBAL_STATE = "global_random_state"
 _PARTS = (
     "student",

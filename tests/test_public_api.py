@@ -26,12 +26,14 @@ CHAPTERS = [
     "logs",
     "hints",
     "saving",
+    "batches",
+    "replay",
     "distiller",
     "__init__",
 ]
 
 
-FUNCTIONS = ("fold_batch_norm",)
+FUNCTIONS = ("RecordedTeacher", "fold_batch_norm", "record_teacher")
 
 
 def sources():

@@ -104,14 +104,13 @@ class LiveTeacher:
 
 
 class AbsentTeacher:
-    """Stands where the teacher of a loaded Distiller has to be put."""
+    """Stands for a teacher that can't be asked, and says why."""
+
+    def __init__(self, reason):
+        self.reason = reason
 
     def __call__(self, inputs):
-        raise ValueError(
-            "This Distiller was loaded from a file, which holds the student "
-            "and not the teacher. Assign `distiller.teacher = teacher` before "
-            "training or evaluating it."
-        )
+        raise ValueError(self.reason)
 
 
 def _infer(member, view):

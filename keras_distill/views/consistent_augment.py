@@ -87,7 +87,7 @@ class ConsistentAugment(keras.layers.Layer):
             isinstance(layer, consistency.MIXING) for layer in self.layers
         )
 
-    def draw(self, images):
+    def draw(self, images, recorded=None):
         """Draw a view of `images`; return it and the transformations drawn.
 
         Drawing and applying alternate along the chain, since a layer draws for
@@ -96,6 +96,8 @@ class ConsistentAugment(keras.layers.Layer):
         Args:
             images: batch of images, or a dict or tuple of such batches, to
                 which the same transformations are applied.
+            recorded: dict of what `tensors_of` returned for an earlier
+                drawing on images of this shape, to get that view again.
 
         Returns:
             `(view, transformations)`: the images as augmented, and a list with
@@ -104,14 +106,17 @@ class ConsistentAugment(keras.layers.Layer):
         view = tree.map_structure(ops.convert_to_tensor, images)
         consistency.check_batches(view, self.layers, self.name)
         transformations = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             transformation = layer.get_random_transformation(
                 tree.flatten(view)[0], training=True, seed=self.seed_generator
             )
+            if recorded is not None:
+                transformation = _replaced(transformation, index, recorded)
 
             def apply(images, layer=layer, transformation=transformation):
+                # On PyTorch, layers that rotate write into what was drawn.
                 return layer.transform_images(
-                    images, transformation, training=True
+                    images, _copy(transformation), training=True
                 )
 
             view = tree.map_structure(apply, view)
@@ -208,6 +213,42 @@ def _shape_after(layer, shape):
     except NotImplementedError:
         # Keras's answer for a layer that does not say; most keep the shape.
         return shape
+
+
+def _copy(transformation):
+    return tree.map_structure(
+        lambda leaf: ops.copy(leaf) if hasattr(leaf, "dtype") else leaf,
+        transformation,
+    )
+
+
+def tensors_of(transformations):
+    """Return the tensors in a drawing by name, `"layer/key"`."""
+    return {
+        _name(index, path): leaf
+        for index, transformation in enumerate(transformations)
+        for path, leaf in tree.flatten_with_path(transformation)
+        if hasattr(leaf, "dtype")
+    }
+
+
+def _replaced(transformation, index, recorded):
+    """Return a transformation with the recorded tensors in their places.
+
+    What is not recorded stays: it tells of shapes, and may be a tensor where
+    the batch size is not known beforehand.
+    """
+    leaves = [
+        ops.cast(recorded[_name(index, path)], leaf.dtype)
+        if _name(index, path) in recorded
+        else leaf
+        for path, leaf in tree.flatten_with_path(transformation)
+    ]
+    return tree.pack_sequence_as(transformation, leaves)
+
+
+def _name(index, path):
+    return "/".join(map(str, (index, *path)))
 
 
 def view_of_each(view):

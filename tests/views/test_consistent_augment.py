@@ -8,6 +8,7 @@ from common import to_numpy
 from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
+from keras_distill.views.consistent_augment import tensors_of
 
 
 def chain(seed=3, **kwargs):
@@ -227,3 +228,14 @@ def test_compiled_views_are_the_drawn_transformations():
     )
     boxes = to_numpy(drawn[0]["boxes"])
     assert len(np.unique(boxes, axis=0)) == 4
+
+
+@pytest.mark.parametrize("name", ["RandomRotation", "RandomShear"])
+def test_every_image_of_a_sample_is_moved_alike(name):
+    """On PyTorch some layers write into the drawing that they apply."""
+    x, _ = images(4)
+    augment = ConsistentAugment(getattr(keras.layers, name)(0.3), seed=1)
+    view, drawn = augment.draw({"a": x, "b": x})
+    again, _ = augment.draw({"a": x, "b": x}, tensors_of(drawn))
+    for other in (view["b"], again["a"], again["b"]):
+        np.testing.assert_array_equal(to_numpy(view["a"]), to_numpy(other))

@@ -1,0 +1,351 @@
+"""record_teacher: write down what a teacher answers, and to which views."""
+
+import pathlib
+import time
+import zlib
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_distill import _arguments
+from keras_distill import _features
+from keras_distill.teachers import sources
+from keras_distill.teachers import storage
+from keras_distill.teachers.live import LiveTeacher
+from keras_distill.teachers.recording import augment_fingerprint
+from keras_distill.teachers.recording import outputs_of
+from keras_distill.views import ConsistentAugment
+from keras_distill.views.consistent_augment import tensors_of
+from keras_distill.views.consistent_augment import view_of_each
+
+# A shard is finished when it has so many bytes, or has taken so long: what is
+# lost by a kill is one shard.
+SHARD_BYTES = 64 * 2**20
+SHARD_SECONDS = 60
+
+
+def record_teacher(
+    teacher,
+    dataset,
+    path,
+    *,
+    augment=None,
+    epochs=1,
+    batch_size=32,
+    seed=0,
+    from_logits=True,
+    dtype="float16",
+    top_k=None,
+    teacher_preprocessing=None,
+    teacher_dtype=None,
+    verbose=1,
+):
+    """Record a teacher's answers together with the views they belong to.
+
+    Each epoch draws new views of all samples, lets the teacher answer, and
+    writes one row per view: the sample, the drawn transformation and the
+    answer. `RecordedTeacher` replays the rows to any number of students.
+
+    A killed recording goes on where its last finished shard ends: call the
+    function again with the same arguments. It refuses to go on with another
+    teacher, other data or other views.
+
+    Args:
+        teacher: as for `Distiller`: a model, a callable, or a list of them.
+        dataset: what `fit()` will get, without labels or with them: an array
+            (or a dict or tuple of arrays, as one input), or an iterable of
+            batches `x`, `(x, y)` or `(x, y, sample_weight)` that starts over
+            and always comes in the same order. All of its batches but the last
+            must have one size.
+        path: folder to write to.
+        augment: `ConsistentAugment`, or a layer that it takes, or `None`.
+        epochs: how many epochs to record. More than one only pays with
+            `augment` or a shuffled order.
+        batch_size: int, for arrays.
+        seed: int that shuffles arrays anew in each epoch; `None` keeps their
+            order.
+        from_logits: bool. Whether the teacher returns logits or probabilities.
+        dtype: `"float16"` or `"float32"`, in which answers are kept.
+        top_k: int, or `None` to keep the answers for all classes. Otherwise
+            the log-probabilities of the `top_k` likeliest classes are kept and
+            the mass of the rest, which is spread evenly over them in replay.
+        teacher_preprocessing: as for `Distiller`.
+        teacher_dtype: as for `Distiller`.
+        verbose: 0 for silence, 1 for a progress bar.
+
+    Raises:
+        ValueError: if the folder holds a recording of something else, if the
+            data have no batches or of several sizes, or if the teacher's
+            answers are not finite or too large for `dtype`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_distill import ConsistentAugment, MixUp, record_teacher
+
+    teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    x = np.random.rand(64, 8).astype("float32")
+    record_teacher(teacher, x, "recording", epochs=2, verbose=0)
+    ```
+    """
+    epochs = _arguments.positive_int("epochs", epochs)
+    batch_size = _arguments.positive_int("batch_size", batch_size)
+    if dtype not in ("float16", "float32"):
+        raise ValueError(
+            f"`dtype` must be 'float16' or 'float32'. Received: dtype={dtype!r}"
+        )
+    if augment is not None and not isinstance(augment, ConsistentAugment):
+        augment = ConsistentAugment(augment)
+    live = LiveTeacher(teacher, teacher_preprocessing, teacher_dtype)
+    source = sources.source_of(dataset, batch_size, seed)
+    labeller = _Labeller(live, augment, from_logits)
+    header = {
+        "format": storage.FORMAT,
+        "from_logits": bool(from_logits),
+        "dtype": dtype,
+        "top_k": top_k and _arguments.positive_int("top_k", top_k),
+        "fingerprint": {
+            "teacher": _fingerprint(live, teacher_dtype),
+            "data": source.fingerprint,
+            "augment": augment_fingerprint(augment),
+            "keras": keras.__version__,
+        },
+    }
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    manifest = storage.read_manifest(path)
+    if manifest is None:
+        first = next(iter(source.epoch(0)), None)
+        if first is None:
+            raise ValueError(
+                f"The dataset has no batches to record. Received: {dataset!r}"
+            )
+        manifest = {**header, **_description(labeller, first[0], header)}
+    else:
+        _check_same(path, manifest, header)
+    manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
+    _Recorder(path, manifest, source, labeller).record(verbose)
+
+
+class _Labeller(keras.Model):
+    """Draws a view and lets the teacher answer, compiled by `predict`."""
+
+    def __init__(self, live, augment, from_logits):
+        super().__init__(name="labeller", autocast=False)
+        self.augment = augment
+        # Tracked by Keras, so that their weights are inputs and no constants.
+        self.members = [
+            member
+            for member in live.members
+            if isinstance(member, keras.layers.Layer)
+        ]
+        self._run = live.__call__
+        self.from_logits = from_logits
+        self.built = True
+
+    def call(self, inputs):
+        view, drawn = inputs, []
+        if self.augment is not None:
+            view, drawn = self.augment.draw(inputs)
+        outputs = self._run(view_of_each(view)[1], self._all_from_logits)
+        outputs = tree.map_structure(
+            lambda output: keras.ops.cast(output, "float32"), outputs
+        )
+        return {"outputs": outputs, "drawn": tensors_of(drawn)}
+
+    def _all_from_logits(self, outputs):
+        return [self.from_logits] * len(tree.flatten(outputs))
+
+    @property
+    def seed_states(self):
+        """The states of the generators that draw the views."""
+        states = [] if self.augment is None else self.augment.variables
+        return [np.asarray(keras.ops.convert_to_numpy(s)) for s in states]
+
+    @seed_states.setter
+    def seed_states(self, values):
+        states = [] if self.augment is None else self.augment.variables
+        for state, value in zip(states, values, strict=True):
+            state.assign(np.asarray(value).astype(state.dtype))
+
+
+class _Recorder:
+    """Goes on with a recording from its last finished shard."""
+
+    def __init__(self, path, manifest, source, labeller):
+        self.shards = storage.Shards(path, manifest)
+        self.manifest = manifest
+        self.source, self.labeller = source, labeller
+        self.outputs = outputs_of(manifest)
+        self.labeller.seed_states = manifest["seed_states"]
+        self.unsaved, self.since = [], time.monotonic()
+
+    def record(self, verbose):
+        manifest, done = self.manifest, self.shards.num_rows
+        per_epoch = manifest["rows_per_epoch"] or self.source.num_rows
+        bar = keras.utils.Progbar(
+            per_epoch and per_epoch * manifest["epochs"],
+            verbose=verbose,
+            unit_name="view",
+        )
+        row = 0
+        for epoch in range(manifest["epochs"]):
+            begin = row
+            for x, samples in self.source.epoch(epoch):
+                self._check_size(len(samples), row - begin)
+                if row >= done:
+                    self._label(x, samples)
+                else:
+                    self._check_samples(samples, row)
+                row += len(samples)
+                if row > done:
+                    bar.update(row)
+            self._end_epoch(row - begin)
+        self._save()
+        storage.write_manifest(self.shards.path, manifest)
+        bar.update(row, finalize=True)
+
+    def _label(self, x, samples):
+        answer = self.labeller.predict_on_batch(x)
+        rows = np.zeros(len(samples), self.shards.dtype)
+        rows["sample"] = samples
+        for name, per_row in self.manifest["drawn_per_row"].items():
+            values = answer["drawn"][name]
+            rows[f"drawn_{name}"] = values if per_row else values[np.newaxis]
+        for output, values in zip(
+            self.outputs, tree.flatten(answer["outputs"])
+        ):
+            _check_finite(values, samples)
+            output.write(rows, values)
+        self.unsaved.append(rows)
+        size = sum(part.nbytes for part in self.unsaved)
+        if size >= SHARD_BYTES or time.monotonic() - self.since > SHARD_SECONDS:
+            self._save()
+
+    def _save(self):
+        if self.unsaved:
+            self.shards.append(
+                self.unsaved,
+                seed_states=[s.tolist() for s in self.labeller.seed_states],
+            )
+        self.unsaved, self.since = [], time.monotonic()
+
+    def _end_epoch(self, num_rows):
+        expected = self.manifest["rows_per_epoch"]
+        if num_rows == 0 or expected not in (None, num_rows):
+            raise ValueError(
+                "Each epoch of a recording must have the same samples. "
+                f"Received: {num_rows} of them after {expected}."
+            )
+        self.manifest["rows_per_epoch"] = num_rows
+
+    def _check_size(self, size, rows_before):
+        expected = self.manifest["batch_size"]
+        if size > expected or rows_before % expected:
+            raise ValueError(
+                "All batches of a recording but the last of an epoch must have "
+                f"one size. Received: {size} samples after {rows_before}, "
+                f"which came in batches of {expected}."
+            )
+
+    def _check_samples(self, samples, row):
+        """The data go past what is recorded already: is it the same?"""
+        recorded = self.shards.read(row, row + len(samples))["sample"]
+        if not np.array_equal(recorded, samples):
+            raise ValueError(sources.OTHER_SAMPLES)
+
+
+def _description(labeller, x, header):
+    """Return what the manifest says of the rows, from a first batch."""
+    states = labeller.seed_states
+    answer = labeller.predict_on_batch(x)
+    labeller.seed_states = states
+    flat = tree.flatten(answer["outputs"])
+    manifest = {
+        "batch_size": len(tree.flatten(x)[0]),
+        "output_shapes": [list(output.shape[1:]) for output in flat],
+        "structure": tree.pack_sequence_as(
+            answer["outputs"], [f"output_{i}" for i in range(len(flat))]
+        ),
+        "drawn_per_row": _per_row(labeller.augment, x),
+        "rows_per_epoch": None,
+        "seed_states": [state.tolist() for state in states],
+        "shards": [],
+    }
+    fields = [("sample", "<u4", ())]
+    for name, per_row in manifest["drawn_per_row"].items():
+        values = answer["drawn"][name]
+        shape = values.shape[1:] if per_row else values.shape
+        fields.append((f"drawn_{name}", _small(values.dtype), shape))
+    for output in outputs_of({**header, **manifest}):
+        if output.top_k is not None and output.top_k > output.shape[-1]:
+            raise ValueError(
+                f"`top_k` must be at most the number of classes, "
+                f"{output.shape[-1]}. Received: top_k={output.top_k}"
+            )
+        fields += output.fields
+    return {**manifest, "fields": storage.fields_of(fields)}
+
+
+def _per_row(augment, x):
+    """Tell of each drawn tensor, by name, whether it has a value per image."""
+    if augment is None:
+        return {}
+
+    def shapes(batch):
+        spec = tree.map_structure(
+            lambda leaf: keras.KerasTensor(
+                (batch, *leaf.shape[1:]), str(leaf.dtype)
+            ),
+            x,
+        )
+        drawn = _features.output_spec(
+            lambda images: tensors_of(augment.draw(images)[1]), spec
+        )
+        return {name: tuple(tensor.shape) for name, tensor in drawn.items()}
+
+    few, many = shapes(5), shapes(7)
+    return {name: few[name] != many[name] for name in few}
+
+
+def _small(dtype):
+    # Backends differ in the integers that they draw.
+    return "<i4" if np.issubdtype(dtype, np.integer) else np.dtype(dtype).str
+
+
+def _check_finite(values, samples):
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"The teacher returned NaN or infinity for {bad.sum()} samples of "
+            f"a batch, such as {samples[bad][:5].tolist()}. Check the teacher "
+            "on them, and that its inputs have the range and preprocessing "
+            "that it was trained with. What was recorded before is kept."
+        )
+
+
+def _fingerprint(live, dtype):
+    checksum = 0
+    for variable in live.variables:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        checksum = zlib.crc32(value.view("uint8"), checksum)
+    return {
+        "members": [type(member).__name__ for member in live.members],
+        "checksum": checksum,
+        "dtype": dtype,
+    }
+
+
+def _check_same(path, manifest, header):
+    """Raise if a folder holds a recording of something else."""
+    recorded = {**manifest, **manifest["fingerprint"]}
+    for key, value in {**header, **header["fingerprint"]}.items():
+        if key != "fingerprint" and recorded[key] != value:
+            raise ValueError(
+                f"The folder {str(path)!r} holds another recording. Its "
+                f"{key} is {recorded[key]}. Received: {value}. Record into "
+                "an empty folder."
+            )

@@ -1,0 +1,155 @@
+"""Data as a recording sees it: batches in a fixed order, and who is in them.
+
+A recorded answer belongs to one sample in one batch. So a recording knows its
+data: arrays by a checksum and an order of its own, streams by a checksum of
+each sample as it passes.
+"""
+
+import zlib
+
+import keras
+import numpy as np
+from keras import tree
+
+# Checksums of a stream are taken of so many values of each sample, evenly
+# spaced: they have to keep up with the training.
+_VALUES = 1024
+
+OTHER_SAMPLES = (
+    "The data are not those of the recording, or come in another order, and a "
+    "teacher's answer holds for its own sample only. Pass the same arrays, or "
+    "the same dataset with the same fixed seed for its shuffling."
+)
+
+
+def source_of(dataset, batch_size, seed):
+    """Return the source for arrays, or for anything that yields batches.
+
+    Args:
+        dataset: array, or dict or tuple of arrays of one length; or an iterable
+            of batches `x`, `(x, y)` or `(x, y, sample_weight)` that starts over
+            each time (`tf.data.Dataset`, `keras.utils.PyDataset`, PyTorch
+            `DataLoader`, list of batches).
+        batch_size: int, for arrays.
+        seed: int that shuffles arrays anew in each epoch, `None` for their own
+            order.
+
+    Raises:
+        ValueError: if there are no data, or they can be read only once.
+    """
+    leaves = tree.flatten(dataset)
+    if not isinstance(dataset, list) and leaves and all(map(_is_array, leaves)):
+        return ArraySource(dataset, batch_size, seed)
+    if iter_once(dataset):
+        raise ValueError(
+            "A recording reads its data once per epoch, and then again to "
+            "replay it. Received an iterator, which ends after one pass: "
+            f"{dataset!r}. Pass arrays, or a dataset that starts over."
+        )
+    return StreamSource(dataset)
+
+
+def iter_once(dataset):
+    """Tell whether `dataset` is an iterator, or nothing to iterate over."""
+    if isinstance(dataset, keras.utils.PyDataset):
+        return False
+    return not hasattr(dataset, "__iter__") or hasattr(dataset, "__next__")
+
+
+def _is_array(value):
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+class ArraySource:
+    """Arrays, read in an order drawn from a seed and the epoch."""
+
+    def __init__(self, arrays, batch_size, seed):
+        self.arrays = tree.map_structure(np.asarray, arrays)
+        lengths = {len(array) for array in tree.flatten(self.arrays)}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                "Arrays of a dataset must have one length, above 0. "
+                f"Received lengths: {sorted(lengths)}"
+            )
+        (self.num_rows,) = lengths
+        self.batch_size, self.seed = batch_size, seed
+
+    @property
+    def fingerprint(self):
+        leaves = tree.flatten(self.arrays)
+        checksum = 0
+        for leaf in leaves:
+            checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+        return {
+            "kind": "arrays",
+            "shapes": [list(leaf.shape) for leaf in leaves],
+            "dtypes": [str(leaf.dtype) for leaf in leaves],
+            "checksum": checksum,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def epoch(self, index):
+        """Yield `(x, identity of each sample)` of an epoch."""
+        order = np.arange(self.num_rows)
+        if self.seed is not None:
+            generator = np.random.default_rng([self.seed, index])
+            order = generator.permutation(self.num_rows)
+        for start in range(0, self.num_rows, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            yield take(self.arrays, rows), rows.astype("uint32")
+
+
+class StreamSource:
+    """Batches that come in an order of their own."""
+
+    num_rows = None  # not known before they have passed
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    @property
+    def fingerprint(self):
+        # Its samples are checked one by one.
+        return {"kind": "stream"}
+
+    def epoch(self, index):
+        """Yield `(x, identity of each sample)` of an epoch."""
+        for batch in batches_of(self.dataset):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            yield x, identities(x)
+
+
+def batches_of(dataset):
+    """Yield the batches of one pass as NumPy arrays."""
+    if isinstance(dataset, keras.utils.PyDataset):
+        for index in range(dataset.num_batches):
+            yield to_numpy(dataset[index])
+        dataset.on_epoch_end()
+    else:
+        yield from map(to_numpy, dataset)
+
+
+def to_numpy(batch):
+    """Return a batch of any kind of tensors as NumPy arrays."""
+    return tree.map_structure(
+        lambda leaf: None if leaf is None else np.asarray(leaf), batch
+    )
+
+
+def take(arrays, rows):
+    """Return these rows of every array."""
+    return tree.map_structure(lambda array: array[rows], arrays)
+
+
+def identities(x):
+    """Return a checksum of each sample, uint32 `(batch,)`."""
+    parts = []
+    for leaf in tree.flatten(x):
+        flat = leaf.reshape(len(leaf), -1)
+        step = max(1, flat.shape[1] // _VALUES)
+        part = np.ascontiguousarray(flat[:, ::step])
+        parts.append(part.view("uint8").reshape(len(leaf), -1))
+    return np.array(
+        [zlib.crc32(row) for row in np.concatenate(parts, axis=1)], "uint32"
+    )
