@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test suite lint docs wheel clean
+.PHONY: demo test suite lint docs wheel bench clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python examples/digits.py
@@ -34,6 +34,13 @@ wheel: $(VENV)/dev-installed
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install -q -c constraints.txt build/dist/*.whl
 	build/alone/bin/python tests/wheel_alone.py
+
+# Measures all backends, writes benchmarks/results.json and docs/performance.md.
+bench: $(VENV)/dev-installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.run
+	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.run
+	KERAS_BACKEND=torch $(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -65,11 +65,21 @@ def resample(images, boxes, size, data_format):
     top, left, box_height, box_width = ops.unstack(boxes, 4, axis=1)
     rows = _filters(top, box_height, height, size[0])  # (batch, out, height)
     columns = _filters(left, box_width, width, size[1])  # (batch, out, width)
-    if data_format == "channels_last":
-        images = ops.einsum("boh,bhwc->bowc", rows, images)
-        return ops.einsum("bpw,bowc->bopc", columns, images)
-    images = ops.einsum("boh,bchw->bcow", rows, images)
-    return ops.einsum("bpw,bcow->bcop", columns, images)
+    if data_format == "channels_first":
+        images = ops.einsum("boh,bchw->bcow", rows, images)
+        return ops.einsum("bpw,bcow->bcop", columns, images)
+    # What the first product returns is what the second one takes: the channels
+    # stay beside the pixels of a column, and nothing is transposed in between.
+    channels = images.shape[3]
+    images = ops.reshape(images, (-1, height, width * channels))
+    images = ops.matmul(
+        ops.transpose(images, (0, 2, 1)), ops.transpose(rows, (0, 2, 1))
+    )
+    images = ops.reshape(images, (-1, width, channels * size[0]))
+    images = ops.reshape(
+        ops.matmul(columns, images), (-1, size[1], channels, size[0])
+    )
+    return ops.transpose(images, (0, 3, 1, 2))
 
 
 def resize_axis(features, axis, size):

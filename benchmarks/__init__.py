@@ -1,0 +1,1 @@
+"""What the package costs: `make bench`. The results are in the docs."""

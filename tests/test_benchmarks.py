@@ -1,0 +1,100 @@
+"""The benchmarks run, and the page shows what they wrote."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import report
+
+    return report
+
+
+def test_the_page_shows_the_results(report):
+    page = report.PAGE.read_text()
+    inside = page.split(report.MARKERS[0])[1].split(report.MARKERS[1])[0]
+    results = json.loads(report.RESULTS.read_text())
+    assert inside.strip() == report.text(results).strip(), (
+        "Run `python -m benchmarks.report`."
+    )
+
+
+def test_missed_goals_are_shown_as_missed(report):
+    row = {"title": "a", "goal": 1.0, "low": 1.0, "high": 1.1}
+    machine = {"processor": "p", "cores": 2, "versions": {"keras": "3"}}
+    entry = {
+        "date": "2026-01-01",
+        "machine": machine,
+        "rows": [
+            {**row, "ratio": 1.0049, "others": 0.0},
+            {**row, "title": "b", "ratio": 1.0051, "others": 0.5},
+        ],
+    }
+    lines = report.text({"jax": {"overhead": entry}}).splitlines()
+    (kept,) = [line for line in lines if line.startswith("| a")]
+    (missed,) = [line for line in lines if line.startswith("| b")]
+    assert "missed" not in kept and "1.00" in kept
+    assert "**missed**" in missed and "not measured" in missed
+    assert "In 1 of 2 comparisons" in lines[0]
+
+
+def test_every_benchmark_runs(tmp_path):
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--out", out]
+    for _ in range(2):  # The second time there is nothing left to do.
+        done = subprocess.run(
+            [*command, "--resume"],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout == ""
+    results = json.loads(out.read_text())[keras.backend.backend()]
+    rows = [row for entry in results.values() for row in entry["rows"]]
+    assert len(results) >= 11 and all(row["ratio"] > 0 for row in rows)
+
+
+def test_the_gpu_benchmark_runs(tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--out", out]
+    subprocess.run(
+        [*command, "--peak-tflops", "0.0001"],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    result = json.loads(out.read_text())[keras.backend.backend()]
+    assert result["images_per_second"] > 0 and result["ratio"] > 0
+    assert result["utilisation"] > 0
+
+
+def test_flops_are_those_that_are_published(report):
+    from benchmarks import gpu
+
+    resnet = keras.applications.ResNet50(weights=None)
+    assert gpu.forward_flops(resnet) == pytest.approx(2 * 3.86e9, rel=0.01)
+
+
+def test_an_unknown_benchmark():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", "--only", "speed"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "No measurement is called speed" in done.stderr
+    assert "overhead" in done.stderr
