@@ -1,0 +1,287 @@
+"""What the image experiments share: data, resumable training, results.
+
+One call of an example trains one network. It keeps the network, its learning
+curve and its state in `--workdir`, adds a row to `results.json` there and draws
+all curves into `curves.png`. Called again after a kill it goes on where it was;
+called again after the end it finds the network and trains nothing.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+import zipfile
+
+import experiment_results as results
+import keras
+import numpy as np
+
+from keras_distill import DIST
+from keras_distill import ClassicKD
+from keras_distill import Distiller
+from keras_distill import FunctionMatching
+from keras_distill import RecordedTeacher
+from keras_distill import record_teacher
+
+LOSSES = ("alone", "classic_kd", "function_matching", "standardized", "dist")
+
+
+def parser_of(text, epochs):
+    """Return the arguments that all experiments take."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, help="folder with the data")
+    add("--loss", choices=LOSSES, default="function_matching")
+    add("--temperature", type=float, default=1.0)
+    add("--alpha", type=float, default=0.9, help="of classic_kd")
+    add("--mix", action="store_true", help="MixUp in the views")
+    add("--smallest-area", type=float, default=0.5, help="of a crop")
+    add("--epochs", type=int, default=epochs)
+    add("--teacher-epochs", type=int, default=epochs)
+    add("--teacher-learning-rate", type=float, default=1e-3)
+    add("--teacher-smallest-area", type=float, default=0.5)
+    add("--batch-size", type=int, default=128)
+    add("--learning-rate", type=float, default=3e-3)
+    add("--seed", type=int, default=0)
+    add("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
+    add("--smoke", action="store_true", help="a few batches, to see it run")
+    add(
+        "--validation",
+        action="store_true",
+        help="to choose settings: score images that are held out of the "
+        "training images",
+    )
+    add(
+        "--recorded-epochs",
+        type=int,
+        default=0,
+        help="let the teacher answer for so many epochs, and replay them",
+    )
+    add(
+        "--teacher-dtype",
+        default="float32",
+        help="the teacher's policy, for instance mixed_bfloat16",
+    )
+    return parser
+
+
+def parse(parser):
+    options = parser.parse_args()
+    if options.smoke:
+        options.epochs = options.teacher_epochs = 1
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def for_teacher(options):
+    """Return the options with which the teacher learns from labels."""
+    changes = {
+        "loss": "alone",
+        "seed": 0,
+        "mix": False,
+        "smallest_area": options.teacher_smallest_area,
+        "epochs": options.teacher_epochs,
+        "learning_rate": options.teacher_learning_rate,
+    }
+    return argparse.Namespace(**{**vars(options), **changes})
+
+
+def random_data(shape, scored_shape, classes):
+    """Return noise in the form of data, to see that an example runs."""
+    random = np.random.default_rng(0)
+    return tuple(
+        (
+            random.integers(0, 256, (256, *shape), dtype="uint8"),
+            random.integers(0, classes, 256, dtype="int32"),
+        )
+        for shape in (shape, scored_shape)
+    )
+
+
+def arrays_in(folder, file, names):
+    """Return arrays of an `.npz` file, or exit and say what is wrong.
+
+    Args:
+        folder: where it should lie.
+        file: its name.
+        names: of the arrays, or a function from all names to those wanted.
+    """
+    path = folder / file
+    expected = f"{file}"
+    if not callable(names):
+        expected += f", which holds the arrays {', '.join(names)}"
+    if not path.is_file():
+        sys.exit(
+            f"There is no {path}. `--data` must name a folder with {expected}."
+        )
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            if callable(names):
+                names = names(archive.files)
+            return [archive[name] for name in names]
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        sys.exit(f"{path} is no {expected}: {error}")
+
+
+def split(data, options, held_out):
+    """Return `((x, y), (x, y))`: images to train with, and images to score."""
+    (x, y), test = data
+    if options.smoke:
+        return (x[:256], y[:256]), (test[0][:256], test[1][:256])
+    if options.validation:
+        return (x[:-held_out], y[:-held_out]), (x[-held_out:], y[-held_out:])
+    return (x, y), test
+
+
+def loss_of(options):
+    """Return the loss that the options name."""
+    if options.loss == "alone":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if options.loss == "classic_kd":
+        return ClassicKD(options.alpha, options.temperature)
+    if options.loss == "dist":
+        return DIST(label_weight=0.0, temperature=options.temperature)
+    return FunctionMatching(
+        options.temperature,
+        standardize_logits=options.loss == "standardized",
+    )
+
+
+def optimizer(options, samples):
+    """AdamW that warms up for 5 % of the steps and falls to 0 as a cosine."""
+    steps = -(-samples // options.batch_size) * options.epochs
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        steps,
+        warmup_target=options.learning_rate,
+        warmup_steps=steps // 20 + 1,
+    )
+    return keras.optimizers.AdamW(schedule, weight_decay=1e-4)
+
+
+class StudentAccuracy(keras.callbacks.Callback):
+    """Scores the student alone: no teacher answers for these images."""
+
+    def __init__(self, x, y, every):
+        super().__init__()
+        self.x, self.y, self.every = x, y, every
+
+    def on_epoch_end(self, epoch, logs):
+        logs["val_accuracy"] = float("nan")
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            decided = results.decisions(self.model, self.x)
+            logs["val_accuracy"] = float(np.mean(decided == self.y))
+
+
+def fit(model, data, scored, name, options):
+    """Fit a compiled model, resumable, with its learning curve in a file."""
+    steps = -(-len(data[0]) // options.batch_size)
+    print(f"Training {name}: {options.epochs} epochs of {steps} steps.")
+    model.fit(
+        *data,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        callbacks=[
+            StudentAccuracy(*scored, every=max(1, options.epochs // 20)),
+            keras.callbacks.CSVLogger(
+                options.workdir / f"{name}.csv", append=True
+            ),
+            keras.callbacks.BackupAndRestore(options.workdir / f"{name}-state"),
+        ],
+    )
+
+
+def train_alone(network, views, data, scored, name, options):
+    """Train with labels; the network sees the views that all others see."""
+    inputs = keras.Input(data[0].shape[1:])
+    augmented = keras.Sequential([inputs, views, network])
+    augmented.compile(
+        optimizer(options, len(data[0])),
+        loss=loss_of(options),
+        metrics=["accuracy"],
+    )
+    fit(augmented, data, scored, name, options)
+
+
+def train_taught(network, teacher, views, data, scored, name, options):
+    """Train with the teacher, live or from its recording."""
+    if options.recorded_epochs:
+        path = options.workdir / recording_of(teacher, options)
+        record_teacher(
+            teacher,
+            data[0],
+            path,
+            augment=views,
+            epochs=options.recorded_epochs,
+            batch_size=options.batch_size,
+        )
+        teacher = RecordedTeacher(path)
+    distiller = Distiller(student=network, teacher=teacher, augment=views)
+    distiller.compile(optimizer(options, len(data[0])), loss=loss_of(options))
+    fit(distiller, data, scored, name, options)
+
+
+def recording_of(teacher, options):
+    """Name a recording by what its views and answers depend on."""
+    parts = ["recording", teacher.name, f"{options.smallest_area:g}"]
+    parts += ["mixup"] if options.mix else []
+    parts += ["held-out"] if options.validation else []
+    return "-".join(parts)
+
+
+def trained(name, make, train, options):
+    """Return the network of this name, trained now or found.
+
+    Args:
+        name: of the files in the work folder.
+        make: function that returns a new network.
+        train: function that trains it.
+        options: with `seed` and `workdir`.
+    """
+    path = options.workdir / f"{name}.keras"
+    if path.exists():
+        print(f"Found {path}.")
+        return keras.models.load_model(path)
+    keras.utils.set_random_seed(options.seed)
+    network = make()
+    start = time.time()
+    train(network)
+    print(f"{name}: {time.time() - start:.0f} s.")
+    network.save(path)
+    return network
+
+
+def run(options, data, scored, views, student, teacher):
+    """Train the student that the options ask for, and report on it.
+
+    Args:
+        options: parsed arguments.
+        data: `(x, y)` to train with.
+        scored: `(x, y)` to score.
+        views: function that returns the augmentation.
+        student: function that returns a new student.
+        teacher: function that returns the trained teacher.
+    """
+    answers = teacher() if options.loss != "alone" else None
+    name = name_of(options, answers)
+
+    def train(network):
+        if answers is None:
+            train_alone(network, views(), data, scored, name, options)
+        else:
+            train_taught(network, answers, views(), data, scored, name, options)
+
+    network = trained(name, student, train, options)
+    results.report(name, network, scored, options, answers)
+
+
+def name_of(options, teacher):
+    """Name a run by what it was trained with."""
+    parts = [options.loss]
+    if teacher is not None:
+        parts += [f"by-{teacher.name}", f"T{options.temperature:g}"]
+    parts += ["mixup"] if options.mix else []
+    parts += [f"{options.epochs}-epochs", f"seed-{options.seed}"]
+    return "_".join(parts)
