@@ -9,8 +9,8 @@ kernels, so nothing in it depends on the batch: a good teacher, and a student
 that starts from ImageNet-21k.
 
 The checkpoints were trained with symmetric padding, a GroupNorm epsilon of 1e-5
-and a kernel epsilon of 1e-10. Keras's defaults (padding "same", which is lopsided
-for even sizes, and 1e-3) run too and give other answers.
+and a kernel epsilon of 1e-10. Keras's own padding, lopsided for even sizes, and
+its epsilon of 1e-3 would run too, and give other answers.
 
 Sources: Kolesnikov et al. 2020, https://arxiv.org/abs/1912.11370, and the
 networks and file names of https://github.com/google-research/big_transfer.
