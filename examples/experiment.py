@@ -161,22 +161,25 @@ def optimizer(options, samples):
     return keras.optimizers.AdamW(schedule, weight_decay=1e-4)
 
 
-class StudentAccuracy(keras.callbacks.Callback):
-    """Scores the student alone: no teacher answers for these images."""
+class Accuracy(keras.callbacks.Callback):
+    """Scores the network alone: without views, and no teacher answers."""
 
-    def __init__(self, x, y, every):
+    def __init__(self, network, x, y, every):
         super().__init__()
-        self.x, self.y, self.every = x, y, every
+        self.network, self.x, self.y, self.every = network, x, y, every
 
     def on_epoch_end(self, epoch, logs):
         logs["val_accuracy"] = float("nan")
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
-            decided = results.decisions(self.model, self.x)
+            decided = results.decisions(self.network, self.x)
             logs["val_accuracy"] = float(np.mean(decided == self.y))
 
 
-def fit(model, data, scored, name, options):
-    """Fit a compiled model, resumable, with its learning curve in a file."""
+def fit(model, network, data, scored, name, options):
+    """Fit the model that trains a network, resumable.
+
+    The network's learning curve is kept in a file.
+    """
     steps = -(-len(data[0]) // options.batch_size)
     print(f"Training {name}: {options.epochs} epochs of {steps} steps.")
     model.fit(
@@ -184,7 +187,7 @@ def fit(model, data, scored, name, options):
         batch_size=options.batch_size,
         epochs=options.epochs,
         callbacks=[
-            StudentAccuracy(*scored, every=max(1, options.epochs // 20)),
+            Accuracy(network, *scored, every=max(1, options.epochs // 20)),
             keras.callbacks.CSVLogger(
                 options.workdir / f"{name}.csv", append=True
             ),
@@ -193,16 +196,28 @@ def fit(model, data, scored, name, options):
     )
 
 
+class Augmented(keras.Model):
+    """A network behind views, which bring every image to its input's size."""
+
+    def __init__(self, views, network):
+        super().__init__()
+        self.views, self.network = views, network
+
+    def call(self, x, training=None):
+        # Views even where Keras only asks for shapes, as it does before `fit`.
+        return self.network(self.views(x, training=True), training=training)
+
+
 def train_alone(network, views, data, scored, name, options):
     """Train with labels; the network sees the views that all others see."""
-    inputs = keras.Input(data[0].shape[1:])
-    augmented = keras.Sequential([inputs, views, network])
+    augmented = Augmented(views, network)
+    augmented.build((None, *data[0].shape[1:]))
     augmented.compile(
         optimizer(options, len(data[0])),
         loss=loss_of(options),
         metrics=["accuracy"],
     )
-    fit(augmented, data, scored, name, options)
+    fit(augmented, network, data, scored, name, options)
 
 
 def train_taught(network, teacher, views, data, scored, name, options):
@@ -220,7 +235,7 @@ def train_taught(network, teacher, views, data, scored, name, options):
         teacher = RecordedTeacher(path)
     distiller = Distiller(student=network, teacher=teacher, augment=views)
     distiller.compile(optimizer(options, len(data[0])), loss=loss_of(options))
-    fit(distiller, data, scored, name, options)
+    fit(distiller, network, data, scored, name, options)
 
 
 def recording_of(teacher, options):

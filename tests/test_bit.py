@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from common import same_weights
 from common import to_numpy
+from common import value_and_gradient
 from common import weights_of
 from keras import layers
 from reference import bit as reference
@@ -215,6 +216,27 @@ def test_standardized(bit):
     np.testing.assert_allclose(actual, exact, atol=1e-3)
 
 
+def test_the_gradient_of_standardized(bit):
+    """Neither shift nor scale of a kernel matters, so neither has a slope."""
+    random = np.random.default_rng(0)
+    kernel = random.normal(0.2, 0.1, (3, 3, 16, 4)).astype("float32")
+    weights = random.normal(size=kernel.shape).astype("float32")
+
+    def weighted(kernel):
+        product = keras.ops.multiply(bit.standardized(kernel), weights)
+        return keras.ops.sum(product)
+
+    value, gradient = value_and_gradient(weighted, kernel)
+    axes = (0, 1, 2)
+    size = np.abs(gradient).sum(axes)
+    np.testing.assert_allclose(gradient.sum(axes) / size, 0, atol=1e-5)
+    slope = (gradient * kernel).sum(axes)
+    np.testing.assert_allclose(slope / size, 0, atol=1e-5)
+    step = 1e-3 * gradient / size.max()
+    risen, _ = value_and_gradient(weighted, kernel + step)
+    np.testing.assert_allclose(risen - value, (gradient * step).sum(), rtol=0.1)
+
+
 def test_mixed_precision(bit):
     """Kernels are standardised before they are rounded."""
     random = np.random.default_rng(0)
@@ -245,7 +267,7 @@ def test_mixed_precision_gives_float32_logits(bit, arrays, path):
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.*:UserWarning")
 def test_training_compiled(bit):
-    """The layer's gradient is that of the formula, through any compiler."""
+    """A compiled step is the step that runs op by op."""
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     y = np.ones((4, 6, 6, 2), "float32")
     kernels = []

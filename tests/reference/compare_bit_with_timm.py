@@ -16,7 +16,7 @@ published networks, in PyTorch, TensorFlow and JAX, is 1e-10, and so is ours. It
 is set to 1e-10 in timm, too. What its own value, Keras's epsilon of groups or
 another padding would change is printed, and must be above 1e-4.
 
-R101x3 and its copies need 6 GB of memory.
+R101x3 and its copies need 8 GB of memory.
 """
 
 # Imported after TensorFlow, PyTorch crashes the process.
