@@ -198,7 +198,7 @@ def views(options):
     ]
     if options.mix:
         chain.append(MixUp())
-    return ConsistentAugment(chain, seed=options.seed)
+    return ConsistentAugment(chain, seed=experiment.view_seed(options))
 
 
 def the_teacher(options, data, scored):

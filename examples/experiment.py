@@ -125,6 +125,11 @@ def arrays_in(folder, file, names):
         sys.exit(f"{path} is no {expected}: {error}")
 
 
+def view_seed(options):
+    """Return the seed of the views; one recording serves all students."""
+    return 0 if options.recorded_epochs else options.seed
+
+
 def split(data, options, held_out):
     """Return `((x, y), (x, y))`: images to train with, and images to score."""
     (x, y), test = data
@@ -281,6 +286,7 @@ def run(options, data, scored, views, student, teacher):
     """
     answers = teacher() if options.loss != "alone" else None
     name = name_of(options, answers)
+    results.refuse_other_settings(name, options)
 
     def train(network):
         if answers is None:
@@ -293,8 +299,9 @@ def run(options, data, scored, views, student, teacher):
 
 
 def name_of(options, teacher):
-    """Name a run by what it was trained with."""
-    parts = [options.loss]
+    """Name a run by the student and what it was trained with."""
+    parts = [options.student] if "student" in options else []
+    parts += [options.loss]
     if teacher is not None:
         parts += [f"by-{teacher.name}", f"T{options.temperature:g}"]
     parts += ["mixup"] if options.mix else []

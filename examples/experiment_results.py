@@ -56,12 +56,27 @@ def report(name, network, scored, options, teacher=None):
         row["teacher_parameters"] = teacher.count_params()
         row["teacher_accuracy"] = float(np.mean(answers == y))
         row["agreement"] = float(np.mean(decided == answers))
+    rows = [x for x in rows_in(options.workdir) if x["name"] != name] + [row]
     path = options.workdir / "results.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [other for other in rows if other["name"] != name] + [row]
     path.write_text(json.dumps(rows, indent=1) + "\n")
     plot(rows, options.workdir)
     print(f"{name}: {row['accuracy']:.2%} of the {row['scored_on']} images.")
+
+
+def rows_in(workdir):
+    path = workdir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def refuse_other_settings(name, options):
+    """Exit if the network of this name was trained by another command."""
+    for row in rows_in(options.workdir):
+        if row["name"] == name and row["command"] != command():
+            sys.exit(
+                f"{options.workdir / name}.keras was trained by\n"
+                f"  {row['command']}\nReceived:\n  {command()}\n"
+                "Choose another `--workdir`, or delete it."
+            )
 
 
 def command():

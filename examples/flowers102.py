@@ -220,7 +220,7 @@ def views(options, mix):
     ]
     if mix:
         chain.append(MixUp())
-    return ConsistentAugment(chain, seed=options.seed)
+    return ConsistentAugment(chain, seed=experiment.view_seed(options))
 
 
 def network(name, options):

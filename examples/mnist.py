@@ -69,7 +69,8 @@ def views(options):
         aspect_ratio_range=(0.8, 1.25),
     )
     return ConsistentAugment(
-        [crop, MixUp()] if options.mix else [crop], seed=options.seed
+        [crop, MixUp()] if options.mix else [crop],
+        seed=experiment.view_seed(options),
     )
 
 

@@ -74,6 +74,19 @@ def test_images_in_smoke_mode(arguments, tmp_path):
     assert f"{row['name']}.keras" in again and "Training" not in again
 
 
+def test_a_network_of_other_settings_is_refused(tmp_path, monkeypatch):
+    import experiment_results
+
+    rows = [{"name": "alone", "command": "python examples/mnist.py"}]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    settings = types.SimpleNamespace(workdir=tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist.py"])
+    experiment_results.refuse_other_settings("alone", settings)
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "5"])
+    with pytest.raises(SystemExit, match="--epochs 5"):
+        experiment_results.refuse_other_settings("alone", settings)
+
+
 def options(folder, **others):
     given = {"data": folder, "smoke": False, "validation": False, "size": 24}
     return types.SimpleNamespace(**{**given, **others})
