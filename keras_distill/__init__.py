@@ -3,6 +3,7 @@
 The table of contents, in reading order: what both models look at (views), how
 far the student is from the teacher (losses), what the teacher answers
 (teachers), the training itself (distiller), and how well it goes (metrics).
+A smaller student out of a larger network: `keras_distill.compression`.
 """
 
 from keras_distill.views import ConsistentAugment as ConsistentAugment
@@ -18,6 +19,7 @@ from keras_distill.teachers import RecordedTeacher as RecordedTeacher
 from keras_distill.teachers import record_teacher as record_teacher
 from keras_distill.teachers import fold_batch_norm as fold_batch_norm
 from keras_distill.distiller import Distiller as Distiller
+from keras_distill import compression as compression
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
 

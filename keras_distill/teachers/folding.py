@@ -16,7 +16,12 @@ import keras
 import numpy as np
 from keras import layers
 from keras import ops
-from keras import tree
+
+from keras_distill._graphs import Copier
+from keras_distill._graphs import check_graph
+from keras_distill._graphs import graphs
+from keras_distill._graphs import new_layer
+from keras_distill._graphs import nodes
 
 # By how their kernel lies. A class derived from these may compute something
 # else, so only these very classes are folded.
@@ -42,9 +47,6 @@ _FOLDABLE = (
     *_INPUT_CHANNELS_BY_MULTIPLIER,
     *_TWO_KERNELS,
 )
-
-# What a model computes only if it leaves `call` to Keras.
-_CALLS_OF_GRAPHS = ("Functional.call", "Sequential.call")
 
 
 def fold_batch_norm(model):
@@ -96,45 +98,40 @@ def fold_batch_norm(model):
     print(len(teacher.layers), len(fast_teacher.layers))  # 156 104
     ```
     """
-    if not _has_graph(model):
-        raise ValueError(
-            "`fold_batch_norm` needs a functional model, or a Sequential model "
-            "with an input: in others it can't be seen which layer follows "
-            "which. If parts of your model are such, fold these. "
-            f"Received: model={model!r} of type {type(model).__name__}"
-        )
-    copier = _Copier(_folded_into(model))
-    result = copier.graph(model)
-    copier.carry_over_weights()
+    check_graph("fold_batch_norm", model)
+    folded = _folded_into(model)
+    norms = {layer: norm for norm, layer in folded.items()}
+
+    def replace(original):
+        if original in folded:
+            return []
+        if original in norms:
+            return [new_layer(original, use_bias=True)]
+        return None
+
+    copier = Copier(replace)
+    result = copier.copy(model)
+    for original, norm in norms.items():
+        _fold(norm, original, *copier.replaced[original])
     return result
-
-
-def _has_graph(model):
-    # `outputs` of a Sequential model raises an AttributeError before it knows
-    # its input.
-    return (
-        isinstance(model, keras.Model)
-        and hasattr(model, "outputs")
-        and type(model).call.__qualname__ in _CALLS_OF_GRAPHS
-    )
 
 
 def _folded_into(model):
     """Return `{BatchNormalization: layer}` for each that can be folded."""
-    graphs = _graphs(model)
-    nodes = [node for graph in graphs for node in _nodes(graph)]
-    calls = collections.Counter(id(node.operation) for node in nodes)
+    found = graphs(model)
+    calls_of_graphs = [node for graph in found for node in nodes(graph)]
+    calls = collections.Counter(id(node.operation) for node in calls_of_graphs)
     # A layer shared by two graphs counts for both. Results count as read.
     readers = collections.Counter(
         id(tensor)
         for tensors in (
-            *(node.input_tensors for node in nodes),
-            *(graph.outputs for graph in graphs),
+            *(node.input_tensors for node in calls_of_graphs),
+            *(graph.outputs for graph in found),
         )
         for tensor in tensors
     )
     pairs = {}
-    for node in nodes:
+    for node in calls_of_graphs:
         norm = node.operation
         if type(norm) is not layers.BatchNormalization:
             continue
@@ -144,34 +141,6 @@ def _folded_into(model):
         if alone and not masks and _takes(layer, norm):
             pairs[norm] = layer
     return pairs
-
-
-def _graphs(model):
-    """Return the model and all models in it, each once."""
-    found, waiting = {}, [model]
-    while waiting:
-        graph = waiting.pop()
-        if id(graph) not in found:
-            found[id(graph)] = graph
-            inside = [node.operation for node in _nodes(graph)]
-            waiting += filter(_has_graph, inside)
-    return list(found.values())
-
-
-def _nodes(graph):
-    """Return the calls that lead to the outputs of a model, each once.
-
-    The list of a layer's calls is no help here: it has calls from other models
-    too, and from the time before a Sequential model got its next layer.
-    """
-    found, waiting = {}, list(graph.outputs)
-    while waiting:
-        operation, index, _ = waiting.pop()._keras_history
-        node = operation._inbound_nodes[index]
-        if id(node) not in found:
-            found[id(node)] = node
-            waiting += node.input_tensors
-    return list(found.values())
 
 
 def _takes(layer, norm):
@@ -190,92 +159,6 @@ def _takes(layer, norm):
     first = getattr(layer, "data_format", None) == "channels_first"
     rank = norm.input_spec.ndim
     return norm.axis % rank == (1 if first else rank - 1)
-
-
-class _Copier:
-    """Copies graphs and keeps what is shared in them shared.
-
-    Args:
-        folded: `{BatchNormalization: layer}`, what is left out and where its
-            work goes.
-    """
-
-    def __init__(self, folded):
-        self.folded = folded
-        self.norms = {layer: norm for norm, layer in folded.items()}
-        self.copies = {}
-
-    def graph(self, model):
-        """Return the copy of a model, with initial weights."""
-        options = {"name": model.name, "trainable": model.trainable}
-        if isinstance(model, keras.Sequential):
-            kept = [part for part in model.layers if part not in self.folded]
-            return keras.Sequential(
-                [_new_input(model.inputs[0]), *map(self.operation, kept)],
-                **options,
-            )
-        # `clone_model` would compile the copy of a compiled model too.
-        plain = keras.Model(model.input, model.output)
-        clone = keras.models.clone_model(
-            plain,
-            input_tensors=tree.map_structure(_new_input, plain.input),
-            clone_function=self.operation,
-        )
-        # Given to the constructor, `trainable` does not reach the layers, which
-        # have flags of their own.
-        return keras.Model(clone.input, clone.output, **options)
-
-    def operation(self, original):
-        """Return the copy of a layer, nested model or operation."""
-        if original in self.folded:
-            return _pass_on
-        if original not in self.copies:
-            if _has_graph(original):
-                copy = self.graph(original)
-            else:
-                config = original.get_config()
-                if original in self.norms:
-                    config["use_bias"] = True
-                copy = original.__class__.from_config(config)
-            self.copies[original] = copy
-        return self.copies[original]
-
-    def carry_over_weights(self):
-        """Give each copied layer the weights of the one it was copied from."""
-        for original, copy in self.copies.items():
-            if original in self.norms:
-                _fold(self.norms[original], original, copy)
-            elif isinstance(original, layers.Layer):
-                if not _has_graph(original):
-                    _carry_over(original, copy)
-
-
-def _new_input(tensor):
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=tensor.name,
-        optional=getattr(tensor._keras_history[0], "optional", False),
-    )
-
-
-def _pass_on(inputs, **kwargs):
-    return inputs
-
-
-def _carry_over(original, copy):
-    # As in saving, because some layers compute things from loaded weights.
-    for old, new in zip(original._flatten_layers(), copy._flatten_layers()):
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-        store = {}
-        old.save_own_variables(store)
-        # Through arrays of their own: on JAX, an array that two variables held
-        # would be donated by one of them.
-        new.load_own_variables(
-            {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
-        )
 
 
 def _fold(norm, original, copy):

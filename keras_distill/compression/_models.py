@@ -1,0 +1,45 @@
+"""Which models can be rebuilt."""
+
+from keras import layers
+
+from keras_distill._graphs import check_graph
+from keras_distill._graphs import graphs
+from keras_distill._graphs import has_graph
+from keras_distill._graphs import nodes
+
+
+def layers_of(model):
+    """Return the layers of a model and of models in it, each once."""
+    found = {
+        node.operation: None for graph in graphs(model) for node in nodes(graph)
+    }
+    return [
+        operation
+        for operation in found
+        if isinstance(operation, layers.Layer) and not has_graph(operation)
+    ]
+
+
+def check_model(caller, model):
+    """Raise a ValueError if layers can't be replaced one by one."""
+    check_graph(caller, model)
+    owners = {}
+    for layer in layers_of(model):
+        for variable in layer.weights:
+            owner = owners.setdefault(id(variable), layer)
+            if owner is not layer:
+                raise ValueError(
+                    f"`{caller}` can't part layers that share a variable. "
+                    f"Received: {owner.name!r} and {layer.name!r} with the "
+                    f"variable {variable.path!r} in common"
+                )
+
+
+def has_plain_kernel(layer):
+    """Return whether a kernel can be replaced: floats, and free to be any."""
+    return (
+        getattr(layer, "groups", 1) == 1
+        and layer.kernel_constraint is None
+        and not layer.lora_enabled
+        and not layer.quantization_mode
+    )

@@ -1,0 +1,658 @@
+"""Channels removed for good: the same function as with them masked."""
+
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import to_numpy
+from common import weights_of
+from keras import layers
+from keras import ops
+from reference import networks
+from reference import pruning as reference
+
+from keras_distill.compression import prune_channels
+
+# In float64, what is left is the rounding of sums in another order. JAX has
+# float32 only, unless told at its start; PyTorch has means in float32.
+TOLERANCE = {"tensorflow": 1e-9, "torch": 1e-5, "jax": 1e-4}[BACKEND]
+
+IMAGE = (6, 6, 3)
+
+
+def halve(model, **kwargs):
+    return prune_channels(model, 0.5, importance=reference.scores, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    if BACKEND != "jax":
+        keras.config.set_floatx("float64")
+        keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+def conv(width, name, window=3, **kwargs):
+    return layers.Conv2D(width, window, padding="same", name=name, **kwargs)
+
+
+def block(x, width, name):
+    x = layers.BatchNormalization(name=f"{name}_bn")(conv(width, name)(x))
+    return layers.ReLU()(x)
+
+
+def top(x):
+    return layers.Dense(3, name="top")(layers.GlobalAveragePooling2D()(x))
+
+
+GRAPHS = {}
+
+
+def graph(shape, **widths):
+    """Note a model under its function's name, with the widths it must get."""
+
+    def note(function):
+        def make():
+            inputs = keras.Input(shape)
+            return keras.Model(inputs, function(inputs))
+
+        GRAPHS[function.__name__] = (make, widths)
+
+    return note
+
+
+@graph((5,), a=4, b=3, top=2)
+def dense(x):
+    x = layers.Dense(8, "relu", name="a")(x)
+    return layers.Dense(2, name="top")(layers.Dense(6, "gelu", name="b")(x))
+
+
+@graph((5,), a=5)
+def an_odd_width(x):
+    return layers.Dense(2)(layers.Dense(9, name="a")(x))
+
+
+@graph(IMAGE, a=4, b=4, top=3)
+def convolutions(x):
+    return top(block(block(x, 8, "a"), 8, "b"))
+
+
+@graph(IMAGE, a=4, b=3, c=4, d=4)
+def residual(x):
+    x = block(x, 8, "a")
+    y = conv(8, "c")(block(x, 6, "b"))
+    x = layers.Add()([x, y, conv(8, "d", 1)(x)])
+    return top(layers.ReLU()(x))
+
+
+@graph(IMAGE, a=4, b=2, c=4)
+def squeeze_and_excite(x):
+    x = block(x, 8, "a")
+    y = layers.GlobalAveragePooling2D()(x)
+    y = layers.Reshape((1, 1, 8))(y)
+    y = conv(4, "b", 1, activation="relu")(y)
+    y = conv(8, "c", 1, activation="hard_sigmoid")(y)
+    return top(layers.Multiply()([x, y]))
+
+
+@graph(IMAGE, a=4, b=1, c=4)
+def squeeze_and_excite_by_rank(x):
+    x = block(x, 8, "a")
+    y = layers.GlobalMaxPooling2D(keepdims=True)(x)
+    y = layers.Dense(2, "swish", name="b")(layers.Flatten()(y))
+    return top(layers.Multiply()([layers.Dense(8, "tanh", name="c")(y), x]))
+
+
+@graph(IMAGE, a=4, mask=1)
+def attention_over_space(x):
+    x = block(x, 8, "a")
+    return top(layers.Multiply()([x, conv(1, "mask", activation="sigmoid")(x)]))
+
+
+@graph(IMAGE, a=2, b=3, c=4)
+def concatenated(x):
+    a, b = block(x, 4, "a"), block(x, 6, "b")
+    x = layers.Concatenate()([a, x, b, a])
+    x = layers.BatchNormalization()(x)
+    return top(block(x, 8, "c"))
+
+
+@graph(IMAGE, a=2, b=2, c=4)
+def concatenated_and_summed(x):
+    x = layers.Concatenate()([block(x, 4, "a"), block(x, 4, "b")])
+    return top(layers.Average()([x, conv(8, "c")(x)]))
+
+
+@graph(IMAGE, a=2, b=5)
+def summed_with_some_that_stay(x):
+    y = layers.Concatenate()([block(x, 4, "a"), x])
+    # Three of seven meet channels of the input and stay.
+    return top(layers.Maximum()([y, conv(7, "b")(y)]))
+
+
+@graph(IMAGE, a=4, b=4)
+def concatenated_in_space(x):
+    x = layers.Concatenate(axis=1)([block(x, 8, "a"), block(x, 8, "b")])
+    return top(x)
+
+
+@graph(IMAGE, a=4, top=3)
+def flattened(x):
+    x = layers.Flatten()(block(x, 8, "a"))
+    return layers.Dense(3, name="top")(layers.BatchNormalization()(x))
+
+
+@graph(IMAGE, a=4, b=4)
+def depthwise(x):
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2)(block(x, 8, "a"))
+    x = layers.BatchNormalization()(x)
+    x = layers.DepthwiseConv2D(3, use_bias=False, activation="relu")(x)
+    return top(conv(8, "b")(x))
+
+
+@graph(IMAGE, a=4, b=3)
+def separable(x):
+    x = layers.SeparableConv2D(8, 3, name="a")(x)
+    return top(layers.SeparableConv2D(6, 3, depth_multiplier=3, name="b")(x))
+
+
+@graph(IMAGE, a=4, b=3)
+def transposed(x):
+    x = layers.Conv2DTranspose(8, 3, strides=2, name="a")(x)
+    x = layers.BatchNormalization()(x)
+    return top(layers.Conv2DTranspose(6, 2, name="b", use_bias=False)(x))
+
+
+@graph((9, 3), a=4, b=3)
+def one_dimension(x):
+    x = layers.Conv1D(8, 3, padding="causal", name="a")(x)
+    x = layers.UpSampling1D()(layers.ZeroPadding1D()(x))
+    x = layers.MaxPooling1D()(layers.Cropping1D()(x))
+    x = layers.SeparableConv1D(6, 3, name="b")(layers.DepthwiseConv1D(2)(x))
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+@graph((5, 5, 5, 2), a=4)
+def three_dimensions(x):
+    x = layers.ZeroPadding3D()(layers.Conv3D(8, 2, name="a")(x))
+    return layers.Dense(2)(layers.GlobalMaxPooling3D()(x))
+
+
+@graph(IMAGE, a=4, b=3)
+def padded_and_cropped(x):
+    x = layers.ZeroPadding2D()(block(x, 8, "a"))
+    x = layers.Cropping2D(((1, 0), (0, 1)))(layers.UpSampling2D()(x))
+    x = layers.SpatialDropout2D(0.2)(layers.AveragePooling2D(2)(x))
+    return top(layers.Rescaling(2.0, -1.0)(conv(6, "b")(x)))
+
+
+@graph(IMAGE, a=4, b=4)
+def slopes(x):
+    x = layers.PReLU()(conv(8, "a")(x))
+    return top(layers.PReLU(shared_axes=[1, 2])(conv(8, "b")(x)))
+
+
+@graph(IMAGE, a=8, b=4)
+def slopes_shared_by_channels(x):
+    x = layers.PReLU(shared_axes=[3])(conv(8, "b")(x))
+    return top(layers.Softmax()(conv(8, "a")(x)))
+
+
+@graph(IMAGE, a=4, b=3, c=5)
+def rearranged(x):
+    x = layers.Reshape((36, 8))(block(x, 8, "a"))
+    x = layers.Permute((2, 1))(x)
+    x = layers.Permute((2, 1))(x)
+    x = layers.GlobalAveragePooling1D()(layers.Dense(6, name="b")(x))
+    x = layers.Conv1D(10, 2, name="c")(layers.RepeatVector(3)(x))
+    return layers.Dense(2)(layers.Flatten()(x))
+
+
+@graph(IMAGE, a=8, b=8)
+def split_by_reshape(x):
+    x = layers.Reshape((6, 6, 2, 4))(conv(8, "a")(x))
+    x = layers.Reshape((6, 6, 8))(x)
+    # Dense over the height: channels are an axis that it does not read.
+    x = layers.Dense(2)(layers.Permute((3, 1, 2))(conv(8, "b")(x)))
+    return layers.Dense(2)(layers.Flatten()(x))
+
+
+@graph(IMAGE, a=4, b=4, c=8)
+def operators(x):
+    x = conv(8, "a")(x)
+    y = (ops.relu6(x + 3.0) * 0.5 - conv(8, "b")(x)) / 3.0
+    return top(1.0 - ops.silu(y) * layers.Activation("sigmoid")(x)) + top_of(
+        conv(8, "c")(x) * np.arange(8, dtype="float32")
+    )
+
+
+def top_of(x):
+    return layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+
+
+@graph(IMAGE, a=8, b=8, c=8, d=8, e=4)
+def what_needs_all_channels(x):
+    x = layers.LayerNormalization()(conv(8, "a")(x))
+    x = layers.Conv2D(8, 3, groups=2, name="b")(x)
+    x = conv(8, "c", activation="softmax")(x)
+    x = layers.GroupNormalization(2)(x)
+    x = Doubled()(conv(8, "d")(Halves()(x)))
+    return top(conv(8, "e")(x))
+
+
+class Doubled(layers.ReLU):
+    """A class derived from a known one."""
+
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class Halves(layers.Layer):
+    """A layer that is not known."""
+
+    def call(self, inputs):
+        return inputs[..., :4]
+
+
+@graph((7,), a=4, b=4)
+def embedded(x):
+    x = layers.Embedding(5, 8, name="a")(x)
+    return layers.Dense(2)(layers.Flatten()(layers.Conv1D(8, 3, name="b")(x)))
+
+
+@graph((7, 4), q=4, k=4, v=3)
+def attention(x):
+    query = layers.Dense(8, name="q")(x)
+    key = layers.Dense(8, name="k")(x)
+    value = layers.Dense(6, name="v")(x)
+    x = layers.Attention()([query, value, key])
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+@graph((7, 4), a=4, b=6)
+def attention_to_itself(x):
+    x = layers.Dense(8, name="a")(x)
+    x = layers.Attention(use_scale=True)([x, x])
+    x = layers.Dense(6, name="b")(x)
+    x = layers.MultiHeadAttention(2, 3)(x, x)
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+@graph(IMAGE, a=4, shared=4)
+def shared_layers(x):
+    shared, norm = conv(8, "shared"), layers.BatchNormalization()
+    x = norm(conv(8, "a")(x))
+    for _ in range(2):
+        x = layers.ReLU()(norm(shared(x)))
+    return top(x)
+
+
+@graph(IMAGE, a=4, b=4, shared=2)
+def a_layer_shared_by_two_branches(x):
+    shared = conv(4, "shared")
+    a, b = shared(block(x, 8, "a")), shared(block(x, 8, "b"))
+    return top(layers.Concatenate()([a, b]))
+
+
+@graph(IMAGE, a=8, shared=4)
+def a_shared_layer_that_reads_an_input(x):
+    shared = layers.Dense(8, name="shared")
+    a, b = conv(8, "a")(x), keras.layers.Concatenate()([x, x, x[..., :2]])
+    return top(layers.Add()([shared(a), shared(b)]))
+
+
+@graph(IMAGE, a=4, b=3)
+def shared_reshape(x):
+    shared = layers.Reshape((6, 6, 8))
+    x = shared(shared(block(x, 8, "a")))
+    return top(conv(6, "b")(x))
+
+
+@graph(IMAGE, a=4, b=4)
+def nested(x):
+    inner = keras.Input((6, 6, 8))
+    y = layers.Add()([inner, conv(8, "b")(inner)])
+    return top(keras.Model(inner, y, name="inner")(block(x, 8, "a")))
+
+
+@graph(IMAGE, a=4, b=4)
+def nested_twice(x):
+    inner = keras.Sequential([keras.Input((6, 6, 8)), conv(8, "b")])
+    return top(inner(layers.ReLU()(inner(block(x, 8, "a")))))
+
+
+@graph(IMAGE, a=4, b=4, c=3)
+def nested_with_several_inputs(x):
+    one, two = keras.Input((6, 6, 8)), keras.Input((6, 6, 8))
+    inner = keras.Model([one, two], [one * two, conv(6, "c")(one)])
+    y, z = inner([conv(8, "a")(x), conv(8, "b")(x)])
+    return top(layers.Concatenate()([y, z]))
+
+
+@graph(IMAGE, a=8, b=8, c=4)
+def nested_that_picks_by_name(x):
+    one, two = (keras.Input((6, 6, 8), name=name) for name in "zy")
+    inner = keras.Model([one, two], one - 2 * two)
+    x = inner({"z": conv(8, "a")(x), "y": conv(8, "b")(x)})
+    return top(conv(8, "c")(x))
+
+
+@graph(IMAGE, a=8, b=4, top=3)
+def two_outputs(x):
+    a = block(x, 8, "a")
+    return [top(block(a, 8, "b")), a, x]
+
+
+@graph(IMAGE, a=4, shortcut=4)
+def normalized_inputs(x):
+    x = layers.Normalization(mean=[0.1] * 3, variance=[2.0] * 3)(x)
+    x = layers.Add()([conv(8, "a")(x), conv(8, "shortcut", 1)(x)])
+    return top(x)
+
+
+@graph(IMAGE, a=4)
+def flattened_by_reshape(x):
+    return layers.Dense(2)(layers.Reshape((-1,))(block(x, 8, "a")))
+
+
+@graph((None, None, 3), a=4, b=8)
+def unknown_sizes(x):
+    x = layers.MaxPooling2D(2)(block(x, 8, "a"))
+    x = layers.Reshape((-1, 8))(conv(8, "b")(x))
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+def width(layer):
+    names = ("filters", "units", "output_dim")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
+
+
+def found_layers(model):
+    return {layer.name: layer for layer in model._flatten_layers()}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs(name):
+    make, widths = GRAPHS[name]
+    model = make()
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    found = found_layers(small)
+    assert {name: width(found[name]) for name in widths} == widths
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="has no such kernels for the CPU"
+)
+def test_channels_first():
+    options = {"data_format": "channels_first"}
+    inputs = keras.Input((3, 6, 6))
+    x = layers.Conv2D(8, 3, padding="same", **options, name="a")(inputs)
+    x = layers.BatchNormalization(axis=1)(x)
+    y = layers.DepthwiseConv2D(3, padding="same", **options)(x)
+    x = layers.MaxPooling2D(2, **options)(layers.Add()([x, y]))
+    x = layers.Conv2DTranspose(6, 2, **options, name="b")(x)
+    y = layers.GlobalAveragePooling2D(keepdims=True, **options)(x)
+    x = layers.Flatten(**options)(layers.Multiply()([x, y]))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    found = found_layers(small)
+    assert (found["a"].filters, found["b"].filters) == (4, 3)
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("shortcut", ["projection", "padding"])
+def test_cifar_resnets(shortcut, depth):
+    model = networks.cifar_resnet(depth, shortcut, size=8)
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    assert small.count_params() < 0.27 * model.count_params()
+
+
+@pytest.mark.parametrize("family", ["MobileNetV3Small", "EfficientNetV2B0"])
+def test_models_of_keras_applications(family):
+    model = getattr(keras.applications, family)(
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=5,
+        classifier_activation=None,
+    )
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    assert small.count_params() < 0.28 * model.count_params()
+
+
+def test_a_backbone_of_keras_hub():
+    import keras_hub
+
+    model = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[16],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64, 16],
+        stackwise_num_blocks=[1, 2],
+        stackwise_num_strides=[1, 2],
+        block_type="bottleneck_block",
+        use_pre_activation=True,
+        image_shape=(8, 8, 3),
+    )
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    assert small.count_params() < 0.4 * model.count_params()
+
+
+# From here on, it is not about the sums.
+
+
+def small_cnn(**kwargs):
+    return keras.Sequential(
+        [
+            keras.Input(IMAGE),
+            conv(4, "a", **kwargs),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(6, activation="relu", name="b"),
+            layers.Dense(2, name="top"),
+        ],
+        name="small",
+    )
+
+
+def kernel(model, name):
+    return to_numpy(found_layers(model)[name].kernel)
+
+
+def test_l1_keeps_the_largest_filters():
+    model = small_cnn()
+    sizes = np.array([3.0, 1.0, 4.0, 2.0])
+    kernels = sizes * np.random.default_rng(0).choice([-1, 1], (3, 3, 3, 4))
+    model.get_layer("a").kernel.assign(kernels)
+    small = prune_channels(model, 0.5)
+    np.testing.assert_array_equal(kernel(small, "a"), kernels[..., [0, 2]])
+    rows = kernel(model, "b").reshape(36, 4, 6)[:, [0, 2]].reshape(72, 6)
+    strength = np.abs(kernel(model, "b")).sum(axis=0)
+    kept = np.sort(np.argsort(strength)[3:])
+    np.testing.assert_array_equal(kernel(small, "b"), rows[:, kept])
+
+
+def test_l1_goes_over_the_whole_group():
+    inputs = keras.Input((1,))
+    a, b = (layers.Dense(3, name=name)(inputs) for name in "ab")
+    model = keras.Model(inputs, layers.Dense(2)(a + b))
+    model.get_layer("a").kernel.assign([[1.0, 5.0, 3.0]])
+    model.get_layer("b").kernel.assign([[-7.0, -1.0, -2.0]])
+    small = prune_channels(model, 0.6)
+    np.testing.assert_array_equal(kernel(small, "a"), [[1.0]])
+    np.testing.assert_array_equal(kernel(small, "b"), [[-7.0]])
+
+
+def test_batch_norm_keeps_the_largest_scales():
+    model = small_cnn()
+    model.get_layer("norm").gamma.assign([0.1, -3.0, 2.0, 0.5])
+    small = prune_channels(model, 0.5, importance="batch_norm")
+    np.testing.assert_array_equal(
+        kernel(small, "a"), kernel(model, "a")[..., [1, 2]]
+    )
+    # No scale tells anything of these.
+    assert small.get_layer("b").units == 6
+
+
+def test_given_scores():
+    model = small_cnn()
+    given = {"a": [1, 4, 3, 2]}
+    for importance in (given, lambda layer: given.get(layer.name)):
+        small = prune_channels(model, 0.5, importance=importance)
+        np.testing.assert_array_equal(
+            kernel(small, "a"), kernel(model, "a")[..., [1, 2]]
+        )
+        assert small.get_layer("b").units == 6
+
+
+@pytest.mark.parametrize(
+    "ratio, widths", [(0, (4, 6)), (0.1, (4, 5)), (0.3, (3, 4)), (0.99, (1, 1))]
+)
+def test_ratios(ratio, widths):
+    model = reference.with_distinct_weights(small_cnn())
+    small = prune_channels(model, ratio)
+    assert (small.get_layer("a").filters, small.get_layer("b").units) == widths
+    if ratio == 0:
+        x = reference.inputs_for(model)
+        np.testing.assert_array_equal(model(x), small(x))
+
+
+def test_excluded_layers():
+    inputs = keras.Input(IMAGE)
+    x = small_cnn()(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8, name="c")(x)))
+    small = prune_channels(model, 0.5, exclude=["small/norm", "c"])
+    found = found_layers(small)
+    assert (found["a"].filters, found["b"].units, found["c"].units) == (4, 3, 8)
+    # What leaves an inner model is no output of the outer one.
+    assert found["top"].units == 1
+    small = prune_channels(model, 0.5, exclude=("small",))
+    assert found_layers(small)["top"].units == 2
+
+
+def test_what_is_kept():
+    model = small_cnn(trainable=False, kernel_regularizer="l2")
+    model.compile("sgd", "mse")
+    before = weights_of(model)
+    small = prune_channels(model, 0.5)
+    for old, new in zip(before, weights_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert type(small) is keras.Sequential
+    assert not small.compiled
+    assert small.name == "small"
+    assert [x.name for x in small.layers] == [x.name for x in model.layers]
+    assert not small.get_layer("a").trainable
+    assert small.get_layer("b").trainable
+    assert isinstance(
+        small.get_layer("a").kernel_regularizer, keras.regularizers.L2
+    )
+    shared = {id(v) for v in small.variables} & {id(v) for v in model.variables}
+    assert not shared
+
+
+def test_dtype_policies():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = small_cnn()
+    small = prune_channels(model, 0.5)
+    assert small.get_layer("a").dtype_policy.name == "mixed_bfloat16"
+    assert kernel(small, "a").dtype == kernel(model, "a").dtype
+
+
+def test_files_and_training(tmp_path):
+    small = prune_channels(GRAPHS["nested"][0](), 0.5)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    x = reference.inputs_for(small)
+    np.testing.assert_array_equal(
+        small.predict(x, verbose=0), loaded.predict(x, verbose=0)
+    )
+    before = weights_of(small)
+    small.compile("sgd", "mse")
+    small.fit(x, np.ones((8, 3)), verbose=0)
+    assert not np.array_equal(before[0], weights_of(small)[0])
+
+
+def test_structures_of_inputs_and_outputs():
+    inputs = {name: keras.Input((5,), name=name) for name in "ab"}
+    x = layers.Dense(4, name="c")(inputs["a"]) * layers.Dense(4)(inputs["b"])
+    outputs = {"sum": layers.Dense(2)(x), "rest": [inputs["a"]]}
+    model = keras.Model(inputs, outputs)
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    assert small.get_layer("c").units == 2
+    keras.tree.assert_same_structure(small.output, model.output)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_subclassed_model_inside_keeps_its_channels():
+    inputs = keras.Input((5,))
+    x = Subclassed()(layers.Dense(4, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4, name="b")(x)))
+    difference, small = reference.largest_difference(model, halve)
+    assert difference < TOLERANCE
+    assert small.get_layer("a").units == 4
+    assert small.get_layer("b").units == 2
+
+
+class Tied(layers.Layer):
+    def __init__(self, other, **kwargs):
+        super().__init__(**kwargs)
+        self.other = other
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(self.other.kernel))
+
+
+def test_refused_models():
+    for model in (Subclassed(), keras.Sequential([layers.Dense(4)]), len):
+        with pytest.raises(ValueError, match=r"functional.*Received: model="):
+            prune_channels(model, 0.5)
+    inputs = keras.Input((5,))
+    dense = layers.Dense(4, name="dense")
+    model = keras.Model(inputs, Tied(dense, name="tied")(dense(inputs)))
+    with pytest.raises(ValueError, match=r"'dense' and 'tied'.*kernel"):
+        prune_channels(model, 0.5)
+    model = keras.Model(inputs, layers.Lambda(lambda x: 2 * x)(dense(inputs)))
+    with pytest.raises(ValueError, match=r"'lambda'.*can't be built anew"):
+        prune_channels(model, 0)
+    model = keras.Model(inputs, layers.Dense(4)(inputs))
+    with pytest.raises(ValueError, match="no channel that could be removed"):
+        prune_channels(model, 0.5)
+    with pytest.raises(ValueError, match="has no score"):
+        prune_channels(GRAPHS["dense"][0](), 0.5, importance="batch_norm")
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0, -0.1, 2, "half", None, True])
+def test_refused_ratios(ratio):
+    with pytest.raises(ValueError, match=r"`ratio` must.*Received: ratio="):
+        prune_channels(small_cnn(), ratio)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"exclude": ["aa"]}, r"exclude.*not have. Did you mean.*'a'.*'aa'"),
+        ({"exclude": "a"}, "`exclude` must be a list"),
+        ({"importance": "l3"}, "`importance` must be.*'l3'"),
+        ({"importance": {"c": [1.0]}}, "importance='c'"),
+        ({"importance": {"norm": [1.0] * 4}}, "makes no channels.*'norm'"),
+        ({"importance": {"a": [1.0] * 3}}, r"\(3,\) for 'a', which makes 4"),
+        ({"importance": {"a": [1.0, 2.0, np.nan, 1.0]}}, "finite score"),
+    ],
+)
+def test_refused_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prune_channels(small_cnn(), 0.5, **arguments)
