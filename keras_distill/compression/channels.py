@@ -83,11 +83,15 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
     import keras
     from keras_distill.compression import prune_channels
 
-    teacher = keras.applications.MobileNetV2(
-        weights=None, input_shape=(32, 32, 3), classes=5
-    )
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(16, 3, activation="relu", name="stem")(inputs)
+    y = keras.layers.Conv2D(16, 3, padding="same", name="block")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([x, y]))
+    teacher = keras.Model(inputs, keras.layers.Dense(5)(x))
+
     student = prune_channels(teacher, 0.5)
-    print(teacher.count_params(), student.count_params())  # 2264389 580309
+    print(student.get_layer("block").filters)  # 8
+    print(teacher.count_params(), student.count_params())  # 2853 853
     ```
     """
     check_model("prune_channels", model)

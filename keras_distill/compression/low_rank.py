@@ -73,12 +73,12 @@ def factorize(model, rank=None, energy=None):
         [
             keras.Input((28, 28, 1)),
             keras.layers.Flatten(),
-            keras.layers.Dense(300, activation="relu", name="hidden"),
+            keras.layers.Dense(64, activation="relu", name="hidden"),
             keras.layers.Dense(10, name="logits"),
         ]
     )
-    student = factorize(teacher, rank={"hidden": 30})
-    print(teacher.count_params(), student.count_params())  # 238510 35830
+    student = factorize(teacher, rank={"hidden": 16})
+    print(teacher.count_params(), student.count_params())  # 50890 14282
     ```
     """
     check_model("factorize", model)
