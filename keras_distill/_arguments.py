@@ -47,6 +47,16 @@ def positive_int(name, value):
     return int(value)
 
 
+def non_negative_int(name, value):
+    """Return `value` as an int if it is a whole number of at least 0."""
+    if not isinstance(value, numbers.Integral) or _is_bool(value) or value < 0:
+        raise ValueError(
+            f"`{name}` must be a whole number of at least 0. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)
+
+
 def positive_range(name, value, upper=math.inf):
     """Return `value` as a tuple `(low, high)` with `0 < low <= high`."""
     try:

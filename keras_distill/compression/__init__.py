@@ -4,8 +4,24 @@ Nothing here knows of distillation. What comes out is a plain Keras model that a
 Distiller can take as its student.
 """
 
+from keras_distill.compression.archive import pack as pack
+from keras_distill.compression.archive import unpack as unpack
 from keras_distill.compression.channels import prune_channels as prune_channels
 from keras_distill.compression.low_rank import factorize as factorize
+from keras_distill.compression.magnitude_pruning import (
+    MagnitudePruning as MagnitudePruning,
+)
 from keras_distill.compression.separable import separate as separate
+from keras_distill.compression.weight_sharing import (
+    WeightSharing as WeightSharing,
+)
 
-__all__ = ["factorize", "prune_channels", "separate"]
+__all__ = [
+    "MagnitudePruning",
+    "WeightSharing",
+    "factorize",
+    "pack",
+    "prune_channels",
+    "separate",
+    "unpack",
+]
