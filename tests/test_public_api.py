@@ -122,7 +122,9 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
     [
         name
         for name, thing in PUBLIC.items()
-        if inspect.isclass(thing) and name not in (*BASES, "RecordedTeacher")
+        if inspect.isclass(thing)
+        and not issubclass(thing, keras.callbacks.Callback)
+        and name not in (*BASES, "RecordedTeacher")
     ],
 )
 def test_public_classes_are_registered(name):

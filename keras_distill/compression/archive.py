@@ -7,12 +7,12 @@
     ...       the model's config, JSON, deflated
     ...       the weights, in the order of the model's variables (`codec.py`)
 
-The first checksum finds a file that was cut or altered, before anything of it is
-believed. The second one finds what no look at the file can: a Keras that makes
-other variables of the same config, or a decoder that reads other values.
+The first checksum finds a file that was cut or altered, before anything of it
+is believed. The second one finds what no look at the file can: a Keras that
+makes other variables of the same config, or a decoder that reads other values.
 
-Left out: names, shapes and dtypes of the weights, which the config gives; and how
-the model was compiled. No code is stored and none is run.
+Left out: names, shapes and dtypes of the weights, which the config gives; and
+how the model was compiled. No code is stored and none is run.
 """
 
 import json
@@ -97,12 +97,12 @@ def pack(model, path):
     config.pop("compile_config", None)
     text = json.dumps(config, separators=(",", ":")).encode()
     tensors = [_to_words(variable) for variable in _variables(model)]
+    config = _deflate(text)
     # Made again here, a model that can't be unpacked is found in time.
-    _check_same(model, _variables(_model_of(text, "packed")))
+    _check_same(model, _variables(_model_of(config, "packed")))
     encoder = Encoder()
     for words in tensors:
         code_tensor(encoder, words, words.shape, words.dtype)
-    config = _deflate(text)
     checksum = _checksum(_variables(model), tensors)
     body = _BODY.pack(checksum, len(config)) + config + encoder.to_bytes()
     _write(path, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body)
@@ -136,7 +136,7 @@ def unpack(path):
     """
     path = pathlib.Path(path)
     config, stream, expected = _parts(path.read_bytes(), path)
-    model = _model_of(_inflate(config), "unpacked")
+    model = _model_of(config, "unpacked")
     variables = _variables(model)
     decoder = Decoder(stream)
     try:
@@ -155,9 +155,9 @@ def unpack(path):
 
 _OTHER = (
     "The weights in {path} don't belong to the model that this version of "
-    "Keras makes of the config in it, or a layer of your own has changed since. "
-    "Unpack the file with the versions of Keras and of constriction that packed "
-    "it."
+    "Keras makes of the config in it, or a layer of your own has changed since."
+    " Unpack the file with the versions of Keras and of constriction that "
+    "packed it."
 )
 
 
@@ -196,10 +196,10 @@ def _inflate(data):
     return inflate.decompress(data, _MOST_CONFIG)
 
 
-def _model_of(text, done):
+def _model_of(config, done):
     try:
         return keras.saving.deserialize_keras_object(
-            json.loads(text), safe_mode=True
+            json.loads(_inflate(config)), safe_mode=True
         )
     except Exception as error:
         raise ValueError(

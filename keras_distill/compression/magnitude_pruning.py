@@ -29,8 +29,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     `BackupAndRestore`, or begun with `initial_epoch`, goes on where it was.
 
     With a `Distiller`, its student is pruned. A `kernel_constraint` is applied
-    to what is left. After `fit()` the optimizer is as it was; the zeros are kept
-    by nothing but their values, and further training moves them again unless it
+    to what is left. After `fit()` the optimizer is as it was. The zeros are
+    kept by nothing but their values, and further training moves them unless it
     has this callback too: `MagnitudePruning(0.9, initial_sparsity=0.9,
     end_step=0)`, with the same `scope`, holds what is there.
 
@@ -145,7 +145,8 @@ class MagnitudePruning(keras.callbacks.Callback):
             )
         self._hook = OptimizerHook(self, after=self._zero)
         self._masks = [
-            self._hook.add_state(kernel, "mask", "bool") for kernel in self._kernels
+            self._hook.add_state(kernel, "mask", "bool")
+            for kernel in self._kernels
         ]
         for mask in self._masks:
             mask.assign(np.ones(mask.shape, bool))
@@ -235,7 +236,9 @@ def _masks(weights, sparsity, scope):
     scores = [_SCORES[scope](np.abs(w.astype("float32"))) for w in weights]
     if scope == "layer":
         return [_largest(score, sparsity) for score in scores]
-    kept = _largest(np.concatenate([score.ravel() for score in scores]), sparsity)
+    kept = _largest(
+        np.concatenate([score.ravel() for score in scores]), sparsity
+    )
     ends = np.cumsum([score.size for score in scores])
     return [
         part.reshape(score.shape)

@@ -96,7 +96,9 @@ class OptimizerHook:
         setattr(self.optimizer, _HOOK, self)
         self.optimizer.apply = self._apply
         # Both write the variables of the inner one.
-        for optimizer in {id(o): o for o in (self.optimizer, self._outer)}.values():
+        for optimizer in {
+            id(o): o for o in (self.optimizer, self._outer)
+        }.values():
             optimizer.save_own_variables = _saving(optimizer, self.state)
             optimizer.load_own_variables = _loading(optimizer, self.state)
 

@@ -3,8 +3,8 @@
 The clusters are made once, by the callback. That a cluster moves as one weight
 is seen to inside each training step (`optimizer_hook.py`), in two places: its
 members get the gradient of the cluster, and what the optimizer makes of them is
-averaged. The second is needed where an optimizer has memories of the time before
-the clusters (momentum of an earlier `fit()`), and makes them equal to the bit.
+averaged. The second is for optimizers that remember the time before (momentum
+of an earlier `fit()`), and makes members equal to the bit.
 """
 
 import keras
@@ -97,7 +97,8 @@ class WeightSharing(keras.callbacks.Callback):
         self._shared = _chosen(kernels.student_of(model), self.num_clusters)
         self._hook = OptimizerHook(self, self._sum_gradients, self._average)
         self._members = [
-            self._hook.add_state(weight, "cluster", "int32") for weight, _ in self._shared
+            self._hook.add_state(weight, "cluster", "int32")
+            for weight, _ in self._shared
         ]
         self._hook.compile()
         self._clustered = False
@@ -141,7 +142,9 @@ class WeightSharing(keras.callbacks.Callback):
             clusters = ops.convert_to_tensor(members)
             steps = _sums(ops.subtract(weight, before), clusters, number)
             counts = _sums(ops.ones(weight.shape), clusters, number)
-            step = _spread(steps / ops.maximum(counts, 1), clusters, weight.dtype)
+            step = _spread(
+                steps / ops.maximum(counts, 1), clusters, weight.dtype
+            )
             # Members were equal before, and make equal steps.
             weight.assign(before + step)
         self._before = None
@@ -204,7 +207,9 @@ def _k_means(ordered, number):
             return centroids[counts > 0]
         ends = new_ends
         sums = np.diff(running[ends])
-        centroids = np.where(counts > 0, sums / np.maximum(counts, 1), centroids)
+        centroids = np.where(
+            counts > 0, sums / np.maximum(counts, 1), centroids
+        )
 
 
 def _made_equal(values, clusters):
@@ -229,7 +234,9 @@ def _chosen(model, num_clusters):
         keys = [weight.path]
         if id(weight) in kernel_ids:
             inner_first = layers[id(weight)][::-1]
-            keys += [k for layer in inner_first for k in (layer.path, layer.name)]
+            keys += [
+                k for layer in inner_first for k in (layer.path, layer.name)
+            ]
             keys += [type(layer).__name__ for layer in inner_first]
             keys.append("kernel")
         keys.append(weight.name)

@@ -1,0 +1,324 @@
+"""What was packed comes back to the bit, or not at all."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import cnn
+from common import images
+from common import mlp
+from common import to_numpy
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from keras_distill.compression import archive
+from keras_distill.compression import codec
+from keras_distill.compression import pack
+from keras_distill.compression import unpack
+
+
+def bits_of(model):
+    """Dtype, shape and bytes of all state of a model, metrics left out."""
+    metrics = {id(v) for v in model.metrics_variables}
+    arrays = [to_numpy(v) for v in model.variables if id(v) not in metrics]
+    return [(a.dtype, a.shape, a.tobytes()) for a in arrays]
+
+
+def round_trip(words):
+    encoder = codec.Encoder()
+    codec.code_tensor(encoder, words, words.shape, words.dtype)
+    data = encoder.to_bytes()
+    decoder = codec.Decoder(data)
+    again = codec.code_tensor(decoder, None, words.shape, words.dtype)
+    assert again.dtype == words.dtype and again.shape == words.shape
+    np.testing.assert_array_equal(again, words)
+    return len(data)
+
+
+@st.composite
+def tensors(draw):
+    """Tensors of any bits, shape and sparsity, of few values or many."""
+    dtype = np.dtype(draw(st.sampled_from(["u1", "u2", "u4", "u8"])))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kept = generator.random(shape) < draw(st.sampled_from([0, 0.02, 0.5, 1]))
+    values = generator.integers(0, 2 ** (8 * dtype.itemsize) - 1, 300, dtype)
+    values = values[: draw(st.sampled_from([1, 2, 7, 300]))]
+    return np.asarray(generator.choice(values, shape) * kept, dtype)
+
+
+@hypothesis.given(tensors())
+@hypothesis.settings(max_examples=200)
+def test_any_tensor_comes_back(words):
+    round_trip(words)
+
+
+@hypothesis.given(
+    hnp.arrays("uint32", hnp.array_shapes(max_dims=3, max_side=9))
+)
+def test_any_bits_come_back(words):
+    round_trip(words)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (3, 0), (1,), (64, 10), (3, 3, 4, 8)]
+)
+@pytest.mark.parametrize("value", [0, 1, 2**31, 2**32 - 1])
+def test_one_value_takes_no_room(shape, value):
+    assert round_trip(np.full(shape, value, "uint32")) <= 16
+
+
+def test_zeros_far_apart():
+    words = np.zeros((1000, 1000), "uint32")
+    words[[3, 500, 999], [7, 0, 999]] = [1, 2, 3]
+    assert round_trip(words) < 400
+    words = np.zeros(10**6, "uint32")
+    words[[0, 600_000, 10**6 - 1]] = 5
+    assert round_trip(words) < 400
+
+
+def test_close_to_the_entropy():
+    generator = np.random.default_rng(0)
+    places = generator.random((400, 300)) < 0.03
+    values = generator.integers(1, 9, places.shape).astype("float32")
+    words = (places * values).view("uint32")
+    share = places.mean()
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    limit = (entropy * places.size + 3 * places.sum()) / 8
+    assert round_trip(words) < 1.04 * limit
+
+
+def test_exponents_are_coded_where_nothing_else_helps():
+    words = np.random.default_rng(0).normal(size=10_000).astype("float32")
+    assert round_trip(words.view("uint32")) < 0.85 * words.nbytes
+
+
+def pruned_and_shared_lenet():
+    """LeNet-300-100 with 98 % zeros and 8 values per layer, not trained."""
+    model = keras.Sequential(
+        [keras.Input((784,))]
+        + [keras.layers.Dense(units, "relu") for units in (300, 100)]
+        + [keras.layers.Dense(10)]
+    )
+    generator = np.random.default_rng(0)
+    for layer in model.layers:
+        shape = layer.kernel.shape
+        # Deep Compression finds pixels at the border of no use.
+        density = 0.04 * generator.random((shape[0], 1))
+        places = generator.random(shape) < density
+        values = generator.choice(np.linspace(-0.2, 0.2, 8), shape)
+        biases = generator.choice(np.linspace(-0.1, 0.1, 16), shape[1])
+        layer.set_weights([places * values, biases])
+    return model
+
+
+def test_lenet_is_a_fraction_of_what_zlib_makes_of_it(tmp_path):
+    model = pruned_and_shared_lenet()
+    pack(model, tmp_path / "lenet")
+    packed = (tmp_path / "lenet").stat().st_size
+    raw = b"".join(w.tobytes() for w in model.get_weights())
+    deflated = len(zlib.compress(raw, 9))
+    print(f"raw {len(raw)}, zlib -9 {deflated}, packed {packed} bytes")
+    assert packed < len(raw) / 150
+    assert packed < deflated / 2
+    assert bits_of(unpack(tmp_path / "lenet")) == bits_of(model)
+
+
+def stateful():
+    """All the state there is: statistics, generators, shared and nested."""
+    inner = mlp(4, inputs=4, classes=4, name="inner")
+    shared = keras.layers.Dense(4)
+    inputs = keras.Input((8, 8, 1))
+    x = cnn(4, classes=4)(inputs)
+    x = keras.layers.Dropout(0.1, seed=5)(shared(inner(shared(x))))
+    return keras.Model(inputs, {"a": x, "b": keras.layers.Softmax()(x)})
+
+
+def test_all_state_comes_back(tmp_path):
+    x, _ = images()
+    model = stateful()
+    model(x, training=True)  # moves statistics and generators
+    model.compile("adam", "mse", metrics=["mae"])
+    pack(model, tmp_path / "model")
+    again = unpack(tmp_path / "model")
+    assert bits_of(again) == bits_of(model)
+    assert again.get_config() == model.get_config()
+    assert not again.compiled
+    for name, value in model.predict(x, verbose=0).items():
+        np.testing.assert_array_equal(again.predict(x, verbose=0)[name], value)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_bit_of_a_float_counts(dtype, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((40,)), keras.layers.Dense(20, dtype=dtype)]
+    )
+    kernel = model.layers[0].kernel
+    values = np.array(to_numpy(kernel))
+    words = values.view(f"uint{8 * values.itemsize}")
+    sign = 1 << (8 * values.itemsize - 1)
+    infinity = np.array(np.inf, values.dtype).view(words.dtype)
+    # Zeros of both signs, the smallest numbers, infinities and NaN.
+    words.flat[:8] = [0, sign, 1, sign | 1, infinity, infinity | sign, 0, 0]
+    values.flat[6:8] = np.nan
+    kernel.assign(values)
+    pack(model, tmp_path / "model")
+    assert bits_of(unpack(tmp_path / "model")) == bits_of(model)
+    assert to_numpy(kernel).tobytes() == values.tobytes()
+
+
+def test_integers_come_back(tmp_path):
+    model = mlp(8)
+    for layer in model.layers:
+        layer.quantize("int8")
+    pack(model, tmp_path / "model")
+    again = unpack(tmp_path / "model")
+    assert bits_of(again) == bits_of(model)
+    assert str(to_numpy(again.layers[0].kernel).dtype) == "int8"
+
+
+@keras.saving.register_keras_serializable(package="test")
+class Scale(keras.layers.Layer):
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "model"
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(9), Scale()]
+    )
+    pack(model, path)
+    return path.read_bytes()
+
+
+def test_registered_layers_come_back(packed, tmp_path):
+    (tmp_path / "model").write_bytes(packed)
+    assert type(unpack(tmp_path / "model").layers[-1]) is Scale
+
+
+def test_an_altered_file_is_refused(packed, tmp_path):
+    file = tmp_path / "model"
+    generator = np.random.default_rng(0)
+    expected = "not a packed model|has format|was cut or altered"
+    for position in range(len(packed)):
+        altered = bytearray(packed)
+        altered[position] ^= int(generator.integers(1, 256))
+        file.write_bytes(altered)
+        with pytest.raises(ValueError, match=expected):
+            unpack(file)
+    for length in range(len(packed)):
+        file.write_bytes(packed[:length])
+        with pytest.raises(ValueError, match=expected):
+            unpack(file)
+    for more in (b"\0", packed):
+        file.write_bytes(packed + more)
+        with pytest.raises(ValueError, match=expected):
+            unpack(file)
+
+
+def test_an_altered_file_of_the_right_checksum_is_refused(packed, tmp_path):
+    """Somebody, or another version of a library, made a file of its own."""
+    file = tmp_path / "model"
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        body = bytearray(packed[8:])
+        body[generator.integers(len(body))] ^= int(generator.integers(1, 256))
+        file.write_bytes(
+            packed[:4] + zlib.crc32(body).to_bytes(4, "little") + body
+        )
+        with pytest.raises(ValueError, match=r"don't belong|be unpacked"):
+            unpack(file)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text").write_text("no model at all")
+    with pytest.raises(ValueError, match="Expected: a file that `pack` wrote"):
+        unpack(tmp_path / "text")
+    with pytest.raises(FileNotFoundError):
+        unpack(tmp_path / "nothing")
+
+
+def test_another_version_is_refused(packed, tmp_path):
+    (tmp_path / "model").write_bytes(packed[:3] + b"\x09" + packed[4:])
+    with pytest.raises(ValueError, match="has format 9, and this version"):
+        unpack(tmp_path / "model")
+
+
+def test_what_cannot_be_packed(tmp_path):
+    path = tmp_path / "model"
+    with pytest.raises(TypeError, match=r"must be a `keras.Model`"):
+        pack(keras.layers.Dense(2), path)
+    with pytest.raises(ValueError, match="is not built"):
+        pack(keras.Sequential([keras.layers.Dense(2)]), path)
+    with pytest.raises(ValueError, match="a file in a folder that exists"):
+        pack(mlp(), tmp_path)
+    with pytest.raises(ValueError, match="a file in a folder that exists"):
+        pack(mlp(), tmp_path / "no" / "model")
+    code = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Lambda(lambda x: x)]
+    )
+    with pytest.raises(ValueError, match="`Lambda` holds code"):
+        pack(code, path)
+
+    class Own(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.layer = keras.layers.Dense(units)
+
+        def call(self, inputs):
+            return self.layer(inputs)
+
+    own = Own(3)
+    own(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="can't be packed"):
+        pack(own, path)
+    assert not path.exists()
+
+
+def test_the_dictionary_is_part_of_the_format():
+    """Files written with another one can't be read: it never changes."""
+    assert zlib.crc32(archive._PHRASES) == 0x255B6A0B
+
+
+OTHER = textwrap.dedent(
+    """
+    import sys
+    import torch, numpy as np
+    from keras_distill.compression import unpack
+    model = unpack({path!r})
+    x = np.load({x!r})
+    np.save({out!r}, model.predict(x, verbose=0))
+    """
+)
+
+
+def test_another_backend_makes_the_same_model(tmp_path):
+    x, _ = images()
+    model = cnn(4)
+    model(x, training=True)
+    pack(model, tmp_path / "model")
+    np.save(tmp_path / "x.npy", x)
+    names = dict(path="model", x="x.npy", out="y.npy")
+    code = OTHER.format(**{k: str(tmp_path / v) for k, v in names.items()})
+    other = "jax" if BACKEND != "jax" else "torch"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": other},
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), model.predict(x, verbose=0), atol=1e-4
+    )

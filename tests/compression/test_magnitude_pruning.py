@@ -1,0 +1,330 @@
+"""Zeros stay zero, are as many as scheduled, and leave nothing behind."""
+
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import cnn
+from common import images
+from common import mlp
+from common import same_weights
+from common import to_numpy
+from common import vectors
+from common import weights_of
+
+from keras_distill import Distiller
+from keras_distill.compression import MagnitudePruning
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def compiled(model, optimizer="adam", **options):
+    model.compile(optimizer, LOSS, **options)
+    return model
+
+
+def kernels_of(model):
+    return [
+        to_numpy(w.value) for w in model.weights if w.name.endswith("kernel")
+    ]
+
+
+def sparsity(model):
+    kernels = kernels_of(model)
+    zeros = sum(np.count_nonzero(kernel == 0) for kernel in kernels)
+    return zeros / sum(kernel.size for kernel in kernels)
+
+
+class Watch(keras.callbacks.Callback):
+    """Notes after each execution the sparsity, and weights that came back."""
+
+    def __init__(self):
+        super().__init__()
+        self.sparsities, self.back, self.zeros = [], 0, None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.zeros = [k == 0 for k in kernels_of(self.model)]
+
+    def on_train_batch_end(self, batch, logs=None):
+        kernels = kernels_of(self.model)
+        self.sparsities.append(sparsity(self.model))
+        for kernel, zeros in zip(kernels, self.zeros):
+            # The sign of a zero counts as well.
+            self.back += np.count_nonzero(kernel.view("uint32")[zeros])
+
+
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.05, 0.9, weight_decay=1e-2),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    "average": lambda: keras.optimizers.Adam(0.01, use_ema=True),
+    "accumulate": lambda: keras.optimizers.Adam(
+        0.01, gradient_accumulation_steps=2
+    ),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 8])
+def test_zeros_stay_zero_while_more_come(optimizer, steps):
+    if BACKEND == "torch" and steps > 1:
+        pytest.skip("PyTorch has one step per execution.")
+    x, y = vectors(160)
+    jit = {"tensorflow": steps == 8 or optimizer == "momentum"}
+    model = compiled(
+        mlp(8),
+        OPTIMIZERS[optimizer](),
+        steps_per_execution=steps,
+        jit_compile=jit.get(BACKEND, "auto"),
+    )
+    watch = Watch()
+    pruning = MagnitudePruning(0.8, begin_step=2, end_step=30, frequency=3)
+    model.fit(
+        x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning, watch]
+    )
+    assert watch.back == 0
+    assert len(watch.sparsities) == (40 if steps == 1 else 6)
+    assert np.all(np.diff(watch.sparsities) >= 0)
+    for kernel in kernels_of(model):
+        assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
+
+
+def test_the_schedule_is_the_published_one():
+    pruning = MagnitudePruning(
+        0.9, initial_sparsity=0.3, begin_step=10, end_step=50
+    )
+    assert pruning.sparsity(9) == 0
+    for step in (10, 23, 40, 50):
+        expected = 0.9 + (0.3 - 0.9) * (1 - (step - 10) / 40) ** 3
+        assert pruning.sparsity(step) == pytest.approx(expected, abs=1e-12)
+    assert pruning.sparsity(1000) == 0.9
+
+
+def test_zeros_are_chosen_when_the_schedule_says():
+    x, y = vectors(80)
+    model = compiled(mlp(40), "sgd")
+    watch = Watch()
+    pruning = MagnitudePruning(
+        0.8, initial_sparsity=0.2, begin_step=3, end_step=9, frequency=4
+    )
+    model.fit(
+        x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning, watch]
+    )
+    # Batch `t` is trained with what was chosen after `t` steps at the latest.
+    at_seven = pruning.sparsity(7)
+    expected = [0] * 3 + [0.2] * 4 + [at_seven] * 2 + [0.8] * 11
+    np.testing.assert_allclose(watch.sparsities, expected, atol=2e-3)
+
+
+def test_validation_sees_what_the_epoch_ends_with():
+    x, y = vectors(64)
+    model = compiled(mlp(16))
+    seen = []
+
+    class Validation(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            seen.append(sparsity(self.model))
+
+    pruning = MagnitudePruning(0.5, begin_step=4, end_step=4)
+    model.fit(
+        x,
+        y,
+        batch_size=16,
+        validation_data=(x, y),
+        verbose=0,
+        callbacks=[pruning, Validation()],
+    )
+    assert seen == [pytest.approx(0.5, abs=0.01)]
+
+
+def reference_lamp(weights):
+    """The score of Lee et al., weight by weight."""
+    scores = []
+    for w in weights.ravel():
+        larger = weights[np.abs(weights) >= abs(w)]
+        scores.append(w**2 / np.sum(larger.astype("float64") ** 2))
+    return np.array(scores).reshape(weights.shape)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
+def test_the_least_weights_go(scope):
+    x, y = vectors()
+    model = compiled(mlp(10), keras.optimizers.SGD(0.0))
+    model.layers[0].kernel.assign(model.layers[0].kernel * 3)
+    before = kernels_of(model)
+    pruning = MagnitudePruning(0.6, end_step=0, scope=scope)
+    model.fit(x, y, verbose=0, callbacks=[pruning])
+    score = reference_lamp if scope == "lamp" else np.abs
+    scores = [score(kernel) for kernel in before]
+    everything = np.concatenate([s.ravel() for s in scores])
+    for kernel, old, own in zip(kernels_of(model), before, scores):
+        among = own.ravel() if scope == "layer" else everything
+        limit = np.sort(among)[round(0.6 * among.size) - 1]
+        np.testing.assert_array_equal(kernel == 0, own <= limit)
+        np.testing.assert_array_equal(kernel[kernel != 0], old[kernel != 0])
+
+
+def test_only_kernels_that_are_not_excluded():
+    x, y = images()
+    model = cnn(4)
+    inner = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(5)], name="head"
+    )
+    model.add(inner)
+    compiled(model)
+    pruning = MagnitudePruning(
+        0.5, end_step=0, exclude=[model.layers[0].name, "head"]
+    )
+    model.fit(x, y, verbose=0, callbacks=[pruning])
+    shares = [np.mean(k == 0) for k in kernels_of(model)]
+    assert shares == [0, 0.5, 0]
+    assert not np.any(to_numpy(model.layers[1].gamma.value) == 0)
+
+
+def test_a_constraint_holds_for_what_is_left():
+    x, y = vectors(64)
+    model = mlp(8)
+    norm = keras.constraints.UnitNorm(axis=0)
+    model.layers[0].kernel.constraint = norm
+    compiled(model, keras.optimizers.SGD(0.1, momentum=0.9))
+    pruning = MagnitudePruning(0.5, end_step=3)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[pruning])
+    kernel = kernels_of(model)[0]
+    assert np.mean(kernel == 0) == 0.5
+    norms = np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(norms[norms > 0], 1, atol=1e-5)
+
+
+def test_nothing_is_left_behind(tmp_path):
+    x, y = vectors(64)
+    model = compiled(mlp(), keras.optimizers.Adam(0.01))
+    model.fit(x, y, verbose=0)
+    optimizer = model.optimizer
+    attributes, count = set(vars(optimizer)), len(optimizer.variables)
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "during.keras")
+    pruning = MagnitudePruning(0.5, end_step=2)
+    model.fit(x, y, verbose=0, callbacks=[pruning, checkpoint])
+    assert model.optimizer is optimizer
+    assert set(vars(optimizer)) == attributes
+    assert len(optimizer.variables) == count
+    model.save(tmp_path / "after.keras")
+    for name in ("during.keras", "after.keras"):
+        loaded = keras.models.load_model(tmp_path / name)
+        assert type(loaded.optimizer) is type(optimizer)
+        assert same_weights(
+            [to_numpy(v.value) for v in loaded.optimizer.variables],
+            [to_numpy(v.value) for v in optimizer.variables],
+        )
+        assert sparsity(loaded) == sparsity(model) > 0.4
+    model.fit(x, y, verbose=0)  # without the callback, nothing is held
+    assert sparsity(model) == 0
+
+
+@pytest.mark.parametrize("backup_first", [True, False])
+def test_a_resumed_run_ends_like_one_never_stopped(tmp_path, backup_first):
+    x, y = vectors(64)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise InterruptedError
+
+    def run(folder, *more):
+        keras.utils.set_random_seed(3)
+        model = compiled(mlp(8), keras.optimizers.SGD(0.05, momentum=0.9))
+        callbacks = [
+            keras.callbacks.BackupAndRestore(tmp_path / folder),
+            MagnitudePruning(0.8, end_step=27, frequency=5, scope="lamp"),
+            *more,
+        ]
+        if not backup_first:
+            callbacks[:2] = callbacks[1::-1]
+        model.fit(
+            x,
+            y,
+            batch_size=8,
+            epochs=4,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+        return model
+
+    with pytest.raises(InterruptedError):
+        run("stopped", Stop())
+    resumed, whole = run("stopped"), run("whole")
+    assert sparsity(whole) == pytest.approx(0.8, abs=0.01)
+    assert same_weights(weights_of(resumed), weights_of(whole), 1e-6)
+
+
+def test_an_interrupted_fit_is_tidied_up_by_the_next():
+    x, y = vectors()
+    model = compiled(mlp())
+
+    def fail(batch, logs):
+        raise InterruptedError
+
+    stop = keras.callbacks.LambdaCallback(on_train_batch_end=fail)
+    with pytest.raises(InterruptedError):
+        model.fit(
+            x, y, verbose=0, callbacks=[MagnitudePruning(0.5, end_step=0), stop]
+        )
+    model.fit(x, y, verbose=0, callbacks=[MagnitudePruning(0.9, end_step=0)])
+    assert sparsity(model) == pytest.approx(0.9, abs=0.02)
+    assert "apply" not in vars(model.optimizer)
+
+
+def test_two_at_once_are_refused():
+    x, y = vectors()
+    pruning = [MagnitudePruning(0.5, end_step=0) for _ in range(2)]
+    with pytest.raises(ValueError, match="Two callbacks of one `fit"):
+        compiled(mlp()).fit(x, y, verbose=0, callbacks=pruning)
+
+
+def test_the_student_of_a_distiller_is_pruned():
+    x, y = vectors(64)
+    teacher = mlp(16)
+    before = weights_of(teacher)
+    distiller = Distiller(student=mlp(8), teacher=teacher)
+    distiller.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    pruning = MagnitudePruning(0.75, end_step=6)
+    distiller.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+    assert sparsity(distiller.student) == pytest.approx(0.75, abs=0.02)
+    assert same_weights(weights_of(teacher), before)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(final_sparsity=1.0), "`final_sparsity` must be below 1"),
+        (dict(final_sparsity=-0.1), "`final_sparsity` must be a number"),
+        (dict(initial_sparsity=0.9), "Zeros are never taken back"),
+        (dict(begin_step=9), "`end_step` must not be before"),
+        (dict(end_step=1.5), "`end_step` must be a whole number"),
+        (dict(frequency=0), "`frequency` must be a whole number"),
+        (dict(scope="model"), "`scope` must be one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    arguments = dict(final_sparsity=0.5, end_step=5) | arguments
+    with pytest.raises(ValueError, match=message):
+        MagnitudePruning(arguments.pop("final_sparsity"), **arguments)
+
+
+def test_wrong_models_are_refused():
+    x, y = vectors()
+    pruning = MagnitudePruning(0.5, end_step=5, exclude="no_such_layer")
+    with pytest.raises(ValueError, match=r"'no_such_layer'.*'dense'"):
+        compiled(mlp()).fit(x, y, verbose=0, callbacks=[pruning])
+    frozen = mlp()
+    frozen.layers[0].trainable = frozen.layers[1].trainable = False
+    frozen.add(keras.layers.BatchNormalization())
+    pruning = MagnitudePruning(0.5, end_step=5)
+    with pytest.raises(ValueError, match="no trainable kernels"):
+        compiled(frozen).fit(x, y, verbose=0, callbacks=[pruning])
+    pruning.set_model(keras.Sequential([keras.layers.Dense(2)]))
+    pruning.model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="needs a model that is built"):
+        pruning.on_train_begin()
