@@ -25,4 +25,7 @@ distiller = keras_distill.Distiller(
 )
 distiller.compile("adam")
 distiller.fit(x, verbose=0)
+keras_distill.compression.pack(distiller.student, "student.packed")
+keras_distill.compression.unpack("student.packed").predict(x, verbose=0)
+pathlib.Path("student.packed").unlink()
 print(f"keras_distill {keras_distill.__version__} works from its wheel alone.")

@@ -18,6 +18,7 @@ how the model was compiled. No code is stored and none is run.
 import json
 import os
 import pathlib
+import re
 import struct
 import zlib
 
@@ -93,11 +94,8 @@ def pack(model, path):
             f"The model {model.name!r} is not built, so it has no weights to "
             "pack. Call it on a batch, or give it a `keras.Input`."
         )
-    config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)
-    text = json.dumps(config, separators=(",", ":")).encode()
+    config = _deflate(_config_of(model))
     tensors = [_to_words(variable) for variable in _variables(model)]
-    config = _deflate(text)
     # Made again here, a model that can't be unpacked is found in time.
     _check_same(model, _variables(_model_of(config, "packed")))
     encoder = Encoder()
@@ -138,8 +136,8 @@ def unpack(path):
     config, stream, expected = _parts(path.read_bytes(), path)
     model = _model_of(config, "unpacked")
     variables = _variables(model)
-    decoder = Decoder(stream)
     try:
+        decoder = Decoder(stream)
         tensors = [
             code_tensor(decoder, None, tuple(v.shape), _words_dtype(v))
             for v in variables
@@ -186,6 +184,18 @@ def _parts(data, path):
     return body[_BODY.size : end], body[end:], expected
 
 
+def _config_of(model):
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        return json.dumps(config, separators=(",", ":")).encode()
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The model {model.name!r} can't be packed, because it has no "
+            f"config. Received: {error}"
+        ) from error
+
+
 def _deflate(text):
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=_PHRASES)
     return deflate.compress(text) + deflate.flush()
@@ -217,8 +227,8 @@ def _variables(model):
 
 
 def _check_same(model, made):
-    own = [(v.name, tuple(v.shape)) for v in _variables(model)]
-    new = [(v.name, tuple(v.shape)) for v in made]
+    own = [_label(variable) for variable in _variables(model)]
+    new = [_label(variable) for variable in made]
     if own != new:
         raise ValueError(
             f"The model {model.name!r} can't be packed: made again from its "
@@ -231,6 +241,13 @@ def _check_same(model, made):
 def _is_seed(variable):
     # Each backend keeps this one in another dtype, and reads 32 bits of it.
     return variable.name == "seed_generator_state"
+
+
+def _label(variable):
+    """Say what should be the same wherever and however often it is made."""
+    name = re.sub(r"_\d+$", "", variable.name)
+    dtype = "seed" if _is_seed(variable) else variable.dtype
+    return f"{name} {tuple(variable.shape)} {dtype}"
 
 
 def _words_dtype(variable):
@@ -258,9 +275,7 @@ def _from_words(variable, words):
 def _checksum(variables, tensors):
     checksum = 0
     for variable, words in zip(variables, tensors):
-        dtype = "seed" if _is_seed(variable) else variable.dtype
-        label = f"{variable.name} {tuple(variable.shape)} {dtype}"
-        checksum = zlib.crc32(label.encode(), checksum)
+        checksum = zlib.crc32(_label(variable).encode(), checksum)
         little = words.astype(words.dtype.newbyteorder("<"))
         checksum = zlib.crc32(little.tobytes(), checksum)
     return checksum

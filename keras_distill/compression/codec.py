@@ -92,15 +92,21 @@ def code_tensor(coder, words, shape, dtype):
 
 
 def _best_method(words):
+    density = np.count_nonzero(words) / words.size
     # Where hardly anything is zero, saying where costs more than it saves.
-    if np.count_nonzero(words) > 0.9 * words.size:
+    if density == 0 or density > 0.9:
         return _DENSE
-    trials = [Encoder() for _ in range(3)]
-    _code_values(trials[_DENSE], words.ravel(), words.size, words.dtype)
+    bits = {}
     for method in (_BY_ROW, _BY_COLUMN):
+        trial = Encoder()
         by_column = method == _BY_COLUMN
-        _code_sparse(trials[method], words, words.shape, words.dtype, by_column)
-    return int(np.argmin([trial.num_bits for trial in trials]))
+        _code_sparse(trial, words, words.shape, words.dtype, by_column)
+        bits[method] = trial.num_bits
+    if density > 0.5:
+        trial = Encoder()
+        _code_values(trial, words.ravel(), words.size, words.dtype)
+        bits[_DENSE] = trial.num_bits
+    return min(bits, key=bits.get)
 
 
 def _code_sparse(coder, words, shape, dtype, by_column):
@@ -115,7 +121,7 @@ def _code_sparse(coder, words, shape, dtype, by_column):
         places = np.flatnonzero(part)
         values, count = part.ravel()[places], len(places)
         gaps = np.diff(places, prepend=-1) - 1
-    count = _code_number(coder, count)
+    count = _code_number(coder, count, lines[0] * lines[1])
     places = np.cumsum(_code_gaps(coder, gaps, count) + 1) - 1
     part = np.zeros(lines[0] * lines[1], dtype)
     part[places] = _code_values(coder, values, count, dtype)
@@ -139,7 +145,7 @@ def _code_gaps(coder, gaps, count):
         first = _bit_lengths(_LONG_GAP)
         symbols = np.where(gaps < _LONG_GAP, gaps, _LONG_GAP + lengths - first)
         size = int(symbols.max()) + 1
-    size = _code_number(coder, size)
+    size = _code_number(coder, size, _LONG_GAP + 64)
     symbols = _code_symbols(coder, symbols, count, size)
     decoded = np.array(symbols, "int64")
     for symbol in range(_LONG_GAP, size):
@@ -157,7 +163,8 @@ def _code_values(coder, words, count, dtype):
         return np.zeros(0, dtype)
     width = 8 * np.dtype(dtype).itemsize
     book = None if words is None else _codebook(words)
-    size = _code_number(coder, None if book is None else len(book))
+    size = None if book is None else len(book)
+    size = _code_number(coder, size, _MOST_DISTINCT)
     if size == 0:
         return _code_planes(coder, words, count, dtype)
     book = _code_codebook(coder, book, size, width)
@@ -261,15 +268,22 @@ def _code_histogram(coder, counts, size, exact):
     return decoded
 
 
-def _code_number(coder, number):
-    """Write or read one whole number below 2^63."""
+def _code_number(coder, number, most):
+    """Write or read one whole number up to `most`.
+
+    Raises:
+        ValueError: if the number read is larger: it was not written here.
+    """
     length = None if number is None else int(number).bit_length()
     length = _code_small(coder, length, 64)
     low = None
     if number is not None:
         low = np.array([number - (1 << length >> 1)], "uint64")
     low = _code_bits(coder, low, 1, max(length - 1, 0))
-    return int(low[0]) + (1 << length >> 1)
+    number = int(low[0]) + (1 << length >> 1)
+    if number > most:
+        raise ValueError(f"Expected: at most {most}. Received: {number}")
+    return number
 
 
 def _code_small(coder, number, size):

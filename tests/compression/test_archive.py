@@ -115,7 +115,7 @@ def pruned_and_shared_lenet():
         places = generator.random(shape) < density
         values = generator.choice(np.linspace(-0.2, 0.2, 8), shape)
         biases = generator.choice(np.linspace(-0.1, 0.1, 16), shape[1])
-        layer.set_weights([places * values, biases])
+        layer.set_weights([np.where(places, values, 0), biases])
     return model
 
 
