@@ -13,14 +13,9 @@ from reference import pruning as reference
 
 from keras_distill.compression import prune_channels
 
-# In float64, what is left is the rounding of sums in another order. JAX has
-# float32 only, unless told at its start; PyTorch has means in float32.
-TOLERANCE = {"tensorflow": 1e-9, "torch": 1e-5, "jax": 1e-4}[BACKEND]
-
-# What a graph couples is found in NumPy, the same on every backend, and JAX
-# compiles every operation for every shape, which takes minutes.
-SLOW = pytest.mark.skipif(BACKEND == "jax", reason="would compile for minutes")
-ALSO_ON_JAX = ("dense", "flattened", "nested", "residual")
+# In float64, what is left is the rounding of sums in another order. But PyTorch
+# takes means in float32, and JAX divides in it.
+TOLERANCE = 1e-9 if BACKEND == "tensorflow" else 1e-5
 
 IMAGE = (6, 6, 3)
 
@@ -31,10 +26,15 @@ def halve(model, **kwargs):
 
 @pytest.fixture(autouse=True)
 def precision():
-    if BACKEND != "jax":
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-    yield
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    if BACKEND == "jax":
+        import jax
+
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
     keras.config.set_floatx("float32")
 
 
@@ -368,10 +368,6 @@ def unknown_sizes(x):
     return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
 
 
-def slow(*values):
-    return pytest.param(*values, marks=SLOW)
-
-
 def width(layer):
     names = ("filters", "units", "output_dim")
     return next(getattr(layer, name) for name in names if hasattr(layer, name))
@@ -381,9 +377,7 @@ def found_layers(model):
     return {layer.name: layer for layer in model._flatten_layers()}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ALSO_ON_JAX else slow(name) for name in GRAPHS]
-)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_graphs(name):
     make, widths = GRAPHS[name]
     model = make()
@@ -413,7 +407,6 @@ def test_channels_first():
     assert (found["a"].filters, found["b"].filters) == (4, 3)
 
 
-@SLOW
 @pytest.mark.parametrize("depth", [20, 56])
 @pytest.mark.parametrize("shortcut", ["projection", "padding"])
 def test_cifar_resnets(shortcut, depth):
@@ -423,7 +416,6 @@ def test_cifar_resnets(shortcut, depth):
     assert small.count_params() < 0.27 * model.count_params()
 
 
-@SLOW
 @pytest.mark.parametrize("family", ["MobileNetV3Small", "EfficientNetV2B0"])
 def test_models_of_keras_applications(family):
     model = getattr(keras.applications, family)(
@@ -437,7 +429,6 @@ def test_models_of_keras_applications(family):
     assert small.count_params() < 0.28 * model.count_params()
 
 
-@SLOW
 def test_a_backbone_of_keras_hub():
     import keras_hub
 

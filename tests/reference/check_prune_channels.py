@@ -11,8 +11,8 @@ It prints, for each model, the largest difference between the pruned model and
 the original with the same channels masked, in float64 and in float32, and the
 share of parameters that is left. Differences are relative to the spread of the
 outputs over eight inputs; weights are random, and BatchNormalizations have the
-statistics of these inputs. It fails if one is above 1e-5 in float64: in float32,
-dozens of random layers, one after another, enlarge the rounding of the first.
+statistics of these inputs. It fails if one is above 1e-5 in float64: dozens of
+random layers, one after another, enlarge the rounding that float32 begins with.
 """
 
 import sys

@@ -6,6 +6,7 @@ which entries of the original were kept. The others are set to zero: filters and
 normalizations of removed channels, and the rows of kernels that read them.
 """
 
+import functools
 import zlib
 
 import keras
@@ -122,7 +123,7 @@ def calibrate(model, inputs):
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    model(inputs, training=True)
+    _call(model, inputs, training=True)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
 
@@ -143,8 +144,29 @@ def inputs_for(model, count=8):
 
 
 def outputs_of(model, inputs):
-    outputs = keras.tree.flatten(model(inputs, training=False))
+    outputs = keras.tree.flatten(_call(model, inputs, training=False))
     return [_numpy(output) for output in outputs]
+
+
+def _call(model, inputs, training):
+    if keras.backend.backend() != "jax":
+        return model(inputs, training=training)
+    # One compilation, instead of one for every operation and shape.
+    outputs, state = _compiled(model, training)(
+        [v.value for v in model.trainable_variables],
+        [v.value for v in model.non_trainable_variables],
+        inputs,
+    )
+    for variable, value in zip(model.non_trainable_variables, state):
+        variable.assign(value)
+    return outputs
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(model, training):
+    import jax
+
+    return jax.jit(functools.partial(model.stateless_call, training=training))
 
 
 def _numpy(tensor):
