@@ -105,17 +105,23 @@ class Copier:
     Args:
         replace: a function of a layer. It returns the new layers that take its
             place, as a list, each of them called on what the one before
-            returned; or None for a copy as it is. The caller gives weights to
+            returned; or None for a copy as it is. The layer itself in that
+            list stands for its copy. Otherwise the caller gives weights to
             what it put in place; `replaced` has it as `{layer: [new layers]}`.
         shape_of: a function that returns the shape that a graph's input tensor
             has in the copy. Default: as it is.
+        dtype: the dtype policy of all layers copied. Default: as it is.
     """
 
-    def __init__(self, replace, shape_of=lambda tensor: tensor.shape):
+    def __init__(
+        self, replace, shape_of=lambda tensor: tensor.shape, dtype=None
+    ):
         self.replace = replace
         self.shape_of = shape_of
+        self.dtype = dtype
         self.replaced = {}
         self.copied = {}
+        self._new = {}
 
     def copy(self, model):
         """Return the copy of a model, with the weights of what was copied."""
@@ -157,23 +163,23 @@ class Copier:
         return new[0] if len(new) == 1 else _chain(new)
 
     def _new_layers(self, original):
-        if original in self.copied:
-            return [self.copied[original]]
-        if original not in self.replaced:
-            if has_graph(original):
-                new = None
-            else:
-                new = self.replace(original)
+        if original not in self._new:
+            new = None if has_graph(original) else self.replace(original)
             if new is None:
+                new = [original]
+            if original in new:
                 self.copied[original] = self._plain_copy(original)
-                return [self.copied[original]]
-            self.replaced[original] = new
-        return self.replaced[original]
+            else:
+                self.replaced[original] = new
+            self._new[original] = [self.copied.get(x, x) for x in new]
+        return self._new[original]
 
     def _plain_copy(self, original):
         if has_graph(original):
             return self._graph(original)
-        return new_layer(original)
+        if self.dtype is None or not isinstance(original, layers.Layer):
+            return new_layer(original)
+        return new_layer(original, dtype=self.dtype)
 
 
 def new_layer(original, **changes):
@@ -191,9 +197,10 @@ def new_layer(original, **changes):
 
 
 def _chain(new):
-    def call(inputs, **kwargs):
+    def call(inputs, *args, **kwargs):
         for layer in new:
-            inputs = layer(inputs, **kwargs)
+            inputs = layer(inputs, *args, **kwargs)
+            args, kwargs = (), {}
         return inputs
 
     return call

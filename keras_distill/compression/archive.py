@@ -16,7 +16,6 @@ how the model was compiled. No code is stored and none is run.
 """
 
 import json
-import os
 import pathlib
 import re
 import struct
@@ -25,6 +24,7 @@ import zlib
 import keras
 import numpy as np
 
+from keras_distill.compression import _files
 from keras_distill.compression.codec import Decoder
 from keras_distill.compression.codec import Encoder
 from keras_distill.compression.codec import code_tensor
@@ -86,7 +86,7 @@ def pack(model, path):
         np.testing.assert_array_equal(old, new)
     ```
     """
-    path = _writable(path)
+    path = _files.writable(path)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a `keras.Model`. Received: {model!r}")
     if not model.built:
@@ -103,7 +103,7 @@ def pack(model, path):
         code_tensor(encoder, words, words.shape, words.dtype)
     checksum = _checksum(_variables(model), tensors)
     body = _BODY.pack(checksum, len(config)) + config + encoder.to_bytes()
-    _write(path, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body)
+    _files.write(path, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body)
 
 
 def unpack(path):
@@ -279,22 +279,3 @@ def _checksum(variables, tensors):
         little = words.astype(words.dtype.newbyteorder("<"))
         checksum = zlib.crc32(little.tobytes(), checksum)
     return checksum
-
-
-def _writable(path):
-    path = pathlib.Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(
-            "`path` must be the name of a file in a folder that exists. "
-            f"Received: {path}"
-        )
-    return path
-
-
-def _write(path, data):
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(unfinished, path)

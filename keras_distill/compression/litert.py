@@ -1,0 +1,270 @@
+"""export_litert: a file for phones and microcontrollers, run once to be sure.
+
+LiteRT was called TensorFlow Lite. What its converter can't do is no part of
+this: training on the device, inputs of unknown shape, batches.
+"""
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_distill._graphs import Copier
+from keras_distill._graphs import check_graph
+from keras_distill.compression import _files
+from keras_distill.compression._converter import SIGNATURE
+from keras_distill.compression._converter import convert
+from keras_distill.compression._models import layers_of
+from keras_distill.compression.kernels import student_of
+from keras_distill.compression.quantization_aware import is_quantization_aware
+from keras_distill.compression.quantization_aware import with_constants
+
+_PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
+_NUM_EXAMPLES = 512
+_NUM_COMPARED = 4
+# Of the largest output. On a CPU the difference is 1e-6; convolutions in TF32,
+# the default of GPUs, are off by 1e-3.
+_TOLERANCE = 5e-3
+
+
+def export_litert(model, path, precision="float32", representative_data=None):
+    """Write a model as a LiteRT file (`.tflite`), from any backend.
+
+    The file takes and returns one example, an input of shape `(1, ...)`, for
+    small devices plan their memory ahead. Inputs and outputs are in float32, or
+    integers where the model has integers. It computes what the model does with
+    `training=False`: dropout and random augmentation are not in it. Of a
+    `Distiller` it holds the student alone. Its signature `"serving_default"`
+    has the names of the model's inputs, and returns `"output_0"`, `"output_1"`
+    and so on in the order of `keras.tree.flatten(model.output)`.
+
+    Precisions:
+
+    - `"float32"`: as it is.
+    - `"float16"`: kernels in 16 bits, half the size. Processors without
+      float16 compute in float32.
+    - `"dynamic_int8"`: large kernels in 8 bits, a quarter of the size;
+      activations are rounded as they come.
+    - `"int8"`: kernels and activations in 8 bits, for processors without
+      floats. What LiteRT can't do in int8 stays in float32. Ranges come from
+      `representative_data`, or from training, with the copy that
+      `quantize_aware` returns.
+
+    The file is run in the LiteRT interpreter before it gets its name. On
+    backends other than TensorFlow, a second Python process builds the model
+    anew under TensorFlow for the converter, which takes a few seconds.
+
+    Args:
+        model: a built functional or Sequential model that computes in any
+            precision, or a `Distiller`. It stays as it is.
+        path: path of the file. An older file is replaced when the new one is
+            whole and was found to be right.
+        precision: one of the above.
+        representative_data: inputs as in training, needed for `"int8"` alone:
+            an array, a dict of arrays by input, or a `tf.data.Dataset` or other
+            iterable of batches of such. Of a batch that is a tuple, such as
+            `(x, y)`, the first part counts. The first 512 examples are used. A
+            few of them, or random numbers, are what the file is tried with.
+
+    Raises:
+        ImportError: if LiteRT is not installed.
+        ValueError: if the model has no graph of layers or inputs of unknown
+            shape, or if an argument does not fit.
+        RuntimeError: if the model can't be converted, or if the file returns
+            something else than the model: a difference above 0.5 % of the
+            largest output in float32, and in other precisions numbers that are
+            not finite, or off by half the spread of the outputs on average.
+
+    Example:
+
+    ```python
+    import keras
+    from keras_distill.compression import export_litert
+
+    student = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(5)]
+    )
+    export_litert(student, "student.tflite", precision="dynamic_int8")
+    ```
+    """
+    _interpreter_class()
+    path = _files.writable(path)
+    model = student_of(model)
+    _check_model(model)
+    if isinstance(model, keras.Sequential):  # for `model.input` to be known
+        model = keras.Model(model.inputs[0], model.outputs[0])
+    aware = is_quantization_aware(model)
+    _check_precision(precision, aware, representative_data)
+    examples = _examples(model, representative_data)
+    plain = _in_float32(with_constants(model) if aware else model)
+    ranges = precision == "int8" and not aware
+    try:
+        content = convert(plain, precision, examples if ranges else None)
+    except Exception as error:
+        raise RuntimeError(
+            f"LiteRT's converter did not take the model. It says: {error}"
+        ) from error
+    _check_file(content, plain, precision, examples)
+    _files.write(path, content)
+
+
+def _interpreter_class():
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError(
+            "`export_litert` runs the file before you do, and needs LiteRT for "
+            "it: pip install 'keras-distill[litert]'"
+        ) from error
+    return Interpreter
+
+
+def _check_model(model):
+    if isinstance(model, keras.Model) and not model.built:
+        raise ValueError(
+            "`export_litert` needs a model that is built. Received: "
+            f"{model.name!r}, which has no weights yet. Give it a `keras.Input`"
+        )
+    check_graph("export_litert", model)
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                "`export_litert` needs inputs of known shape, apart from the "
+                "number of examples. Build the model with a `keras.Input` of "
+                "the size that it will see on the device. "
+                f"Received: the input {tensor.name!r} of shape {tensor.shape}"
+            )
+
+
+def _check_precision(precision, aware, representative_data):
+    if precision not in _PRECISIONS:
+        raise ValueError(
+            f"`precision` must be one of {_PRECISIONS}. "
+            f"Received: precision={precision!r}"
+        )
+    if aware and precision != "int8":
+        raise ValueError(
+            "A model of `quantize_aware` has learned to compute in int8. "
+            "Export it so, or give the model that it was made from. "
+            f"Received: precision={precision!r}"
+        )
+    if precision == "int8" and not aware and representative_data is None:
+        raise ValueError(
+            '`precision="int8"` needs `representative_data`: a few hundred '
+            "inputs as in training, for the ranges of activations. "
+            "Received: representative_data=None"
+        )
+
+
+def _examples(model, data):
+    """Return an array for each input, of the same number of examples."""
+    if data is None:
+        return [_random_numbers(tensor) for tensor in model.inputs]
+    whole = hasattr(data, "shape") or isinstance(data, dict)
+    batches = [data] if whole else data
+    collected, count = [], 0
+    for batch in batches:
+        collected.append(_checked(model, batch))
+        count += len(collected[-1][0])
+        if count >= _NUM_EXAMPLES:
+            break
+    if not count:
+        raise ValueError(
+            "`representative_data` has no examples. Received: "
+            f"representative_data={data!r}"
+        )
+    return [
+        np.concatenate(arrays)[:_NUM_EXAMPLES] for arrays in zip(*collected)
+    ]
+
+
+def _random_numbers(tensor):
+    generator = np.random.default_rng(0)
+    shape = (_NUM_COMPARED, *tensor.shape[1:])
+    if "float" in tensor.dtype:
+        return generator.normal(size=shape).astype(tensor.dtype)
+    # Of indices, only the smallest are known to be valid.
+    return generator.integers(0, 2, size=shape).astype(tensor.dtype)
+
+
+def _checked(model, batch):
+    """Return the inputs in a batch of representative data, as arrays."""
+    inputs = batch[0] if isinstance(batch, tuple) else batch
+    if isinstance(inputs, dict) and not isinstance(model.input, dict):
+        inputs = [inputs.get(tensor.name) for tensor in model.inputs]
+    arrays = [np.asarray(value) for value in tree.flatten(inputs)]
+    expected = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if [array.shape[1:] for array in arrays] != expected:
+        raise ValueError(
+            "`representative_data` must hold inputs of the model, in batches. "
+            f"Expected: {[(None, *shape) for shape in expected]}. "
+            f"Received: {[array.shape for array in arrays]}"
+        )
+    return [
+        array.astype(tensor.dtype)
+        for array, tensor in zip(arrays, model.inputs)
+    ]
+
+
+def _in_float32(model):
+    """Return the model, or a copy of it that the converter can read."""
+    as_it_is = all(
+        layer.compute_dtype == "float32" for layer in layers_of(model)
+    ) and all(tensor.shape[0] is None for tensor in model.inputs)
+    if as_it_is:
+        return model
+    copier = Copier(
+        lambda layer: None,
+        shape_of=lambda tensor: (None, *tensor.shape[1:]),
+        dtype="float32",
+    )
+    return copier.copy(model)
+
+
+def _check_file(content, model, precision, examples):
+    """Raise a RuntimeError if a file does not return what the model does."""
+    examples = [array[:_NUM_COMPARED] for array in examples]
+    inputs = tree.pack_sequence_as(model.input, examples)
+    expected = tree.flatten(model(inputs, training=False))
+    answers = _answers(content, model, examples)
+    for name, tensor in zip(answers, expected):
+        _check_output(
+            name,
+            answers[name].astype("float64"),
+            np.asarray(keras.ops.convert_to_numpy(tensor), "float64"),
+            precision,
+        )
+
+
+def _answers(content, model, examples):
+    """Return the outputs of a file, by name."""
+    runner = _interpreter_class()(model_content=content).get_signature_runner(
+        SIGNATURE
+    )
+    names = [tensor.name for tensor in model.inputs]
+    answers = [
+        runner(**{name: array[None] for name, array in zip(names, arrays)})
+        for arrays in zip(*examples)
+    ]
+    return {
+        f"output_{i}": np.concatenate([a[f"output_{i}"] for a in answers])
+        for i in range(len(answers[0]))
+    }
+
+
+def _check_output(name, answer, expected, precision):
+    difference = np.abs(answer - expected)
+    if precision == "float32":
+        difference = np.max(difference)
+        limit = _TOLERANCE * np.max(np.abs(expected)) + 1e-6
+    else:
+        difference = np.mean(difference)
+        # 1 / 256 is one step of a softmax in int8.
+        limit = np.ptp(expected) / 2 + 1 / 128
+    if not difference <= limit:  # nor is NaN
+        raise RuntimeError(
+            f"The file was not written: in {precision} its {name} differs from "
+            f"that of the model by {difference:.3g}, where {limit:.3g} would "
+            "be right. If a number is not finite, try inputs as in training "
+            "by `representative_data`; if the precision is too low, train "
+            "with `quantize_aware`."
+        )

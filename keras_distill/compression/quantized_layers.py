@@ -1,0 +1,253 @@
+"""Layers that compute with the numbers that an int8 file has.
+
+Training goes on in float32. What is rounded there is what a LiteRT file rounds:
+kernels, with one scale per output channel, and activations, with one range per
+tensor. Biases have 32 bits in the file, and are not rounded. The gradient takes
+rounding for the identity (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
+"""
+
+import keras
+import numpy as np
+from keras import layers
+from keras import ops
+
+from keras_distill import _arguments
+
+# A range or a kernel of nothing but zeros still needs a scale.
+_SMALLEST_RANGE = 1e-6
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class FakeQuantization(layers.Layer):
+    """Rounds to the 256 numbers of a range that is tracked while training.
+
+        scale = (maximum - minimum) / 255
+        x -> scale * round(clip(x, minimum, maximum) / scale)
+
+    The range is moved a little for zero to be one of the numbers, and the
+    gradient is zero outside of it. `minimum` and `maximum` are averages of
+    those of the batches seen with `training=True`, of all of them at first and
+    then a moving average:
+
+        minimum_t = minimum_{t-1} + rate * (min(x) - minimum_{t-1})
+        rate = max(1 - momentum, 1 / t)
+
+    Before the first such batch, nothing is rounded.
+
+    Args:
+        momentum: weight of the past in the moving average, from 0 to 1.
+        fixed_range: `(minimum, maximum)`, two numbers around 0 that stay as
+            they are, or `None`.
+        **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, momentum=0.99, fixed_range=None, **kwargs):
+        super().__init__(**kwargs)
+        self.momentum = _arguments.fraction("momentum", momentum)
+        self.fixed_range = None if fixed_range is None else tuple(fixed_range)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if self.fixed_range is None:
+            self.minimum, self.maximum, self.steps = (
+                self.add_weight(
+                    name=name,
+                    shape=(),
+                    initializer="zeros",
+                    dtype="float32",
+                    trainable=False,
+                    aggregation="mean",
+                )
+                for name in ("minimum", "maximum", "steps")
+            )
+
+    def call(self, inputs, training=False):
+        if self.fixed_range is not None:
+            return _rounded(inputs, *self.fixed_range)
+        if training:
+            self._track(ops.stop_gradient(inputs))
+        minimum = ops.convert_to_tensor(self.minimum)
+        maximum = ops.maximum(self.maximum, minimum + _SMALLEST_RANGE)
+        rounded = _rounded(inputs, minimum, maximum)
+        return ops.where(self.steps > 0, rounded, inputs)
+
+    def _track(self, inputs):
+        self.steps.assign_add(1.0)
+        rate = ops.maximum(1.0 - self.momentum, 1.0 / self.steps)
+        lowest = ops.minimum(ops.min(inputs), 0.0)
+        highest = ops.maximum(ops.max(inputs), 0.0)
+        self.minimum.assign_add(rate * (lowest - self.minimum))
+        self.maximum.assign_add(rate * (highest - self.maximum))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def tracked_range(self):
+        """Return `(minimum, maximum)` as numbers.
+
+        Raises:
+            ValueError: if no batch was seen while training.
+        """
+        if self.fixed_range is not None:
+            return self.fixed_range
+        if float(ops.convert_to_numpy(self.steps)) == 0:
+            raise ValueError(
+                f"The layer {self.name!r} has seen no batch with "
+                "`training=True`, so it knows no range. Train the model that "
+                "`quantize_aware` returned, by `fit()`, before you export it."
+            )
+        minimum = float(ops.convert_to_numpy(self.minimum))
+        maximum = float(ops.convert_to_numpy(self.maximum))
+        return minimum, max(maximum, minimum + _SMALLEST_RANGE)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "fixed_range": self.fixed_range,
+        }
+
+
+def _rounded(inputs, minimum, maximum):
+    # On TensorFlow this is the operation that its converter reads ranges from.
+    return keras.quantizers.fake_quant_with_min_max_vars(
+        inputs, minimum, maximum
+    )
+
+
+class _RoundedKernel:
+    """A layer whose kernel is rounded to 255 numbers, as it is in the file.
+
+    scale = max(|w|) / 127    for each output channel
+    w -> scale * round(w / scale)
+    """
+
+    def rounded_kernel(self):
+        kernel = self.kernel
+        largest = ops.max(ops.abs(kernel), self._window(), keepdims=True)
+        scale = ops.maximum(largest, _SMALLEST_RANGE) / 127.0
+        rounded = ops.round(kernel / scale) * scale
+        return kernel + ops.stop_gradient(rounded - kernel)
+
+    def _window(self):
+        """Return the axes of a kernel that have one scale in common."""
+        return tuple(range(len(self.kernel.shape) - 1))
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class QuantizedDense(_RoundedKernel, layers.Dense):
+    """A Dense layer with a rounded kernel."""
+
+    def call(self, inputs, training=None):
+        outputs = ops.matmul(inputs, self.rounded_kernel())
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return self.activation(outputs)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class QuantizedConv1D(_RoundedKernel, layers.Conv1D):
+    """A Conv1D with a rounded kernel."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, self.rounded_kernel())
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class QuantizedConv2D(_RoundedKernel, layers.Conv2D):
+    """A Conv2D with a rounded kernel."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, self.rounded_kernel())
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class QuantizedDepthwiseConv2D(_RoundedKernel, layers.DepthwiseConv2D):
+    """A DepthwiseConv2D with a rounded kernel."""
+
+    def call(self, inputs):
+        outputs = ops.depthwise_conv(
+            inputs,
+            self.rounded_kernel(),
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        if self.use_bias:
+            first = self.data_format == "channels_first"
+            shape = (1, -1, 1, 1) if first else (1, 1, 1, -1)
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        return self.activation(outputs)
+
+    def _window(self):
+        return (0, 1)  # (height, width, inputs, multiplier)
+
+
+QUANTIZED = {
+    layers.Conv1D: QuantizedConv1D,
+    layers.Conv2D: QuantizedConv2D,
+    layers.Dense: QuantizedDense,
+    layers.DepthwiseConv2D: QuantizedDepthwiseConv2D,
+}
+_PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
+
+
+def quantized(layer):
+    """Return the layer with a rounded kernel for a layer in `QUANTIZED`."""
+    config = layer.get_config() | {"dtype": "float32"}
+    return QUANTIZED[type(layer)].from_config(config)
+
+
+def separated(layer):
+    """Return a SeparableConv2D as two layers with a rounded kernel each."""
+    config = layer.get_config() | {"dtype": "float32"}
+    window = ("kernel_size", "strides", "padding", "dilation_rate")
+    shared = ("data_format", "trainable", "dtype")
+    outputs = ("name", "filters", "activation", "use_bias")
+    outputs += tuple(name for name in config if name.startswith("bias_"))
+    depthwise = {name: config[name] for name in (*window, *shared)}
+    pointwise = {name: config[name] for name in (*outputs, *shared)}
+    for part in ("regularizer", "constraint"):
+        depthwise[f"depthwise_{part}"] = config[f"depthwise_{part}"]
+        pointwise[f"kernel_{part}"] = config[f"pointwise_{part}"]
+    return [
+        QuantizedDepthwiseConv2D(
+            name=f"{layer.name}_depthwise",
+            depth_multiplier=layer.depth_multiplier,
+            use_bias=False,
+            **depthwise,
+        ),
+        QuantizedConv2D(kernel_size=1, **pointwise),
+    ]
+
+
+def set_weights(layer, new):
+    """Give what a layer has become its weights, as many as each can take."""
+    weights = layer.get_weights()
+    for part in new:
+        if isinstance(part, _RoundedKernel):
+            part.set_weights(weights[: len(part.weights)])
+            weights = weights[len(part.weights) :]
+
+
+def as_constant(layer):
+    """Return a layer that rounds no more, for a file; None for others.
+
+    A range is fixed, and a kernel is the rounded one.
+    """
+    if type(layer) is FakeQuantization:
+        return FakeQuantization(
+            fixed_range=layer.tracked_range(), name=layer.name
+        )
+    if type(layer) in _PLAIN:
+        return _PLAIN[type(layer)].from_config(layer.get_config())
+    return None
+
+
+def set_rounded_weights(layer, new):
+    """Give what `as_constant` returned the weights that go into the file."""
+    if type(layer) in _PLAIN:
+        kernel = ops.convert_to_numpy(layer.rounded_kernel())
+        _, *bias = layer.get_weights()
+        new.set_weights([np.array(kernel), *bias])
