@@ -4,6 +4,7 @@ The checks run as early as they can: roles and weights when the Distiller is
 built, outputs when it is compiled, data when it arrives.
 """
 
+import math
 import warnings
 
 import keras
@@ -52,13 +53,19 @@ def check_no_shared_weights(student, live_teacher):
 
 
 def _warn_if_larger(student, members):
-    sizes = [m.count_params() for m in members if isinstance(m, keras.Model)]
-    if sizes and student.count_params() > sum(sizes):
+    sizes = [_size(m) for m in members if isinstance(m, keras.Model)]
+    if sizes and _size(student) > sum(sizes):
         warnings.warn(
-            f"The student has {student.count_params():,} parameters and the "
+            f"The student has {_size(student):,} parameters and the "
             f"teacher {sum(sizes):,}. Are the two swapped?",
             stacklevel=2,
         )
+
+
+def _size(model):
+    # Without single numbers: a student that `quantize_aware` made of its
+    # teacher has the ranges of its activations on top.
+    return sum(math.prod(w.shape) for w in model.weights if len(w.shape))
 
 
 def preprocessing(argument, given, model):

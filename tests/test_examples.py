@@ -45,6 +45,12 @@ def test_compare_losses(tmp_path):
     assert len(json.loads(out.read_text())["rows"]) == 6
 
 
+def test_int8(tmp_path):
+    lines = run("int8.py", tmp_path, "--smoke").stdout.splitlines()
+    assert sum("bytes, file" in line for line in lines) == 5
+    assert len(list((tmp_path / "runs").glob("*.tflite"))) == 5
+
+
 def test_consistency(tmp_path):
     run("consistency.py", tmp_path, "--smoke")
     curves = json.loads((tmp_path / "consistency.json").read_text())["curves"]

@@ -18,12 +18,18 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import keras
 import numpy as np
 from keras import tree
 
 SIGNATURE = "serving_default"
+_ANEW = (
+    "Another Python process builds the model anew under TensorFlow. Put layers "
+    "and functions of your own into a module that can be imported there, and "
+    "register them with `keras.saving.register_keras_serializable`."
+)
 
 
 def convert(model, precision, examples=None):
@@ -39,9 +45,15 @@ def convert(model, precision, examples=None):
     names = [tensor.name for tensor in model.inputs]
     if keras.backend.backend() == "tensorflow":
         return _convert(model, names, precision, examples)
+    objects = [[o.__module__, o.__qualname__] for o in _own_objects(model)]
+    for module, name in objects:
+        if module == "__main__":
+            raise ValueError(
+                f"{name!r} is defined in the script that is run, or in a "
+                f"notebook. {_ANEW}"
+            )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        objects = [[o.__module__, o.__qualname__] for o in _own_objects(model)]
         task = {"names": names, "precision": precision, "objects": objects}
         (folder / "task.json").write_text(json.dumps(task))
         np.savez(folder / "examples.npz", *examples or ())
@@ -76,14 +88,7 @@ def _run(folder):
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise RuntimeError(
-            f"{lines[-1]} (This happened in another Python process, where the "
-            "model is built anew under TensorFlow. Layers and functions of "
-            "your own have to be registered with "
-            "`keras.saving.register_keras_serializable`, and to lie in a "
-            "module that can be imported there: not in the script that is run, "
-            "nor in a notebook.)"
-        )
+        raise RuntimeError(f"{lines[-1]} {_ANEW}")
 
 
 def _main(folder):
@@ -129,9 +134,11 @@ def _convert(model, names, precision, examples):
     module = tf.Module()
     module.serve = serve
     module.weights = [variable.value for variable in model.variables]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         tf.saved_model.save(module, folder, signatures={SIGNATURE: serve})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        # It calibrates with an interpreter that warns of its age.
+        warnings.simplefilter("ignore")
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":

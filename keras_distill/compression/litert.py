@@ -119,11 +119,6 @@ def _interpreter_class():
 
 
 def _check_model(model):
-    if isinstance(model, keras.Model) and not model.built:
-        raise ValueError(
-            "`export_litert` needs a model that is built. Received: "
-            f"{model.name!r}, which has no weights yet. Give it a `keras.Input`"
-        )
     check_graph("export_litert", model)
     for tensor in model.inputs:
         if None in tensor.shape[1:]:

@@ -1,0 +1,249 @@
+"""The files are run, and return what the model does."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import images
+from common import mlp
+from common import to_numpy
+from common import vectors
+from keras import layers
+
+from keras_distill import Distiller
+from keras_distill.compression import export_litert
+from keras_distill.compression import litert
+from keras_distill.compression import quantize_aware
+
+# In the other backends, each export starts a process of its own.
+tensorflow_only = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="the same converter for all backends"
+)
+
+
+def interpreter_of(path):
+    from ai_edge_litert import interpreter
+
+    made = interpreter.Interpreter(
+        str(path),
+        experimental_op_resolver_type=(
+            interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        ),
+    )
+    made.allocate_tensors()
+    return made
+
+
+def answers_of(path, *inputs):
+    """Return all outputs of a file, for the examples of a batch."""
+    runner = interpreter_of(path).get_signature_runner()
+    names = list(runner.get_input_details())
+    answers = [
+        runner(**{name: array[None] for name, array in zip(names, arrays)})
+        for arrays in zip(*inputs)
+    ]
+    return [
+        np.concatenate([answer[name] for answer in answers])
+        for name in sorted(answers[0])
+    ]
+
+
+def operations_in(path):
+    return [x["op_name"] for x in interpreter_of(path)._get_ops_details()]
+
+
+def student(name="student"):
+    """A network with everything that is in training only."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1), name="image"),
+            layers.Conv2D(32, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.5),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5),
+        ],
+        name=name,
+    )
+
+
+def test_two_inputs_and_two_outputs(tmp_path):
+    image = keras.Input((8, 8, 1), name="b")
+    code = keras.Input((2,), dtype="int32", name="a")
+    x = layers.Flatten()(layers.Embedding(3, 4)(code))
+    y = layers.BatchNormalization()(layers.Conv2D(4, 3)(image))
+    y = layers.GlobalAveragePooling2D()(layers.RandomRotation(0.5)(y))
+    z = layers.Dense(3)(layers.Concatenate()([x, y]))
+    model = keras.Model({"b": image, "a": code}, {"z": z, "y": y})
+    path = tmp_path / "model.tflite"
+    export_litert(model, path)
+    codes = np.random.default_rng(0).integers(0, 2, (16, 2)).astype("int32")
+    x, _ = images()
+    expected = to_numpy(model({"a": codes, "b": x}, training=False))
+    for answer, name in zip(answers_of(path, codes, x), "yz", strict=True):
+        np.testing.assert_allclose(answer, expected[name], rtol=1e-4, atol=1e-3)
+    assert not {"REVERSE_V2", "RANDOM_UNIFORM"} & set(operations_in(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_a_student_that_learned_in_int8(tmp_path):
+    teacher = student("teacher")
+    distiller = Distiller(student=quantize_aware(teacher), teacher=teacher)
+    distiller.compile("adam")
+    x, _ = images(count=64)
+    distiller.fit(x, batch_size=16, verbose=0)
+    path = tmp_path / "student.tflite"
+    export_litert(distiller, path, "int8")
+    (answer,) = answers_of(path, x)
+    expected = to_numpy(distiller.student(x, training=False))
+    # Some sums lie between two numbers, and are rounded the other way.
+    difference = np.abs(answer - expected) / np.ptp(expected)
+    assert difference.max() < 0.02 and difference.mean() < 0.002
+    assert operations_in(path) == [
+        "QUANTIZE",
+        *["CONV_2D"] * 2,
+        "MEAN",
+        "FULLY_CONNECTED",
+        "DEQUANTIZE",
+    ]
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "precision, share, tolerance",
+    [
+        ("float32", 1, 1e-5),
+        ("float16", 0.6, 0.01),
+        ("dynamic_int8", 0.5, 0.03),
+        ("int8", 0.5, 0.05),
+    ],
+)
+def test_precisions(precision, share, tolerance, tmp_path):
+    model = student()
+    x, _ = images(count=64)
+    for _ in range(5):
+        model(x, training=True)
+    export_litert(model, tmp_path / "float32.tflite")
+    path = tmp_path / "model.tflite"
+    export_litert(model, path, precision, representative_data=x)
+    (answer,) = answers_of(path, x)
+    expected = to_numpy(model(x, training=False))
+    assert answer.dtype == "float32"
+    assert np.abs(answer - expected).max() <= tolerance * np.ptp(expected)
+    size = (tmp_path / "float32.tflite").stat().st_size
+    assert path.stat().st_size <= share * size
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["dataset", "dict", "batches"])
+def test_kinds_of_representative_data(kind, tmp_path):
+    import tensorflow as tf
+
+    x, y = vectors(count=70)
+    model = mlp()
+    data = {
+        "dataset": lambda: tf.data.Dataset.from_tensor_slices((x, y)).batch(9),
+        "dict": lambda: {model.inputs[0].name: x},
+        "batches": lambda: (batch for batch in np.split(x, 7)),
+    }[kind]()
+    path = tmp_path / "model.tflite"
+    export_litert(model, path, "int8", representative_data=data)
+    (answer,) = answers_of(path, x)
+    expected = to_numpy(model(x))
+    assert np.abs(answer - expected).max() < 0.05 * np.ptp(expected)
+
+
+@tensorflow_only
+def test_half_precision_and_a_batch_of_fixed_size(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(4, 6)), layers.Dense(5, "gelu")]
+    )
+    export_litert(model, tmp_path / "model.tflite")
+    x, _ = vectors(count=4)
+    (answer,) = answers_of(tmp_path / "model.tflite", x)
+    np.testing.assert_allclose(answer, to_numpy(model(x)), atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"older")
+    x, _ = vectors()
+    monkeypatch.setattr(litert, "convert", lambda *arguments: b"")
+    wrong = {"output_0": 1e3 * np.ones((4, 5))}
+    monkeypatch.setattr(litert, "_answers", lambda *arguments: wrong)
+    with pytest.raises(RuntimeError, match=r"not written.*output_0 differs"):
+        export_litert(mlp(), path, precision, representative_data=x)
+    wrong["output_0"][0, 0] = np.nan
+    with pytest.raises(RuntimeError, match=r"output_0 differs .* by nan"):
+        export_litert(mlp(), path, precision, representative_data=x)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"older"]
+
+
+@keras.saving.register_keras_serializable(package="only in this process")
+class Own(layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="it converts in the same process"
+)
+def test_layers_that_another_process_does_not_find(tmp_path, monkeypatch):
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    model = keras.Sequential([keras.Input((6,)), Own()])
+    with pytest.raises(
+        RuntimeError, match=r"'Own' is defined in the script.*regis"
+    ):
+        export_litert(model, tmp_path / "model.tflite")
+
+
+def test_without_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(ImportError, match=r"pip install 'keras-distill\[lit"):
+        export_litert(mlp(), tmp_path / "model.tflite")
+
+
+def any_size():
+    inputs = keras.Input((None, 3), name="text")
+    return keras.Model(inputs, layers.GlobalMaxPooling1D()(inputs))
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    "make, arguments, message",
+    [
+        (lambda: keras.Sequential([layers.Dense(4)]), {}, "with an input"),
+        (Subclassed, {}, "functional model.*Subclassed"),
+        (any_size, {}, r"known shape.*'text' of shape \(None, None, 3\)"),
+        (mlp, {"precision": "int4"}, "one of .*precision='int4'"),
+        (mlp, {"precision": "int8"}, "needs `representative_data`.*=None"),
+        (
+            mlp,
+            {"representative_data": np.ones((4, 7))},
+            r"Expected: \[\(None, 6\)\]. Received: \[\(4, 7\)\]",
+        ),
+        (mlp, {"representative_data": []}, "has no examples.*=\\[\\]"),
+        (lambda: quantize_aware(mlp()), {}, "learned to compute in int8"),
+        (
+            lambda: quantize_aware(mlp()),
+            {"precision": "int8"},
+            "has seen no batch",
+        ),
+        (mlp, {"path": "no/such/folder.tflite"}, "`path` must be"),
+    ],
+)
+def test_refused(make, arguments, message, tmp_path):
+    arguments = {"path": tmp_path / "model.tflite"} | arguments
+    with pytest.raises(ValueError, match=message):
+        export_litert(make(), **arguments)
+    assert not list(tmp_path.iterdir())
