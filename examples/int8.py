@@ -84,7 +84,7 @@ def main():
     if options.smoke:
         test = [array[:50] for array in test]
     trained = learned_in_int8(network, images, options)
-    rounded = {"representative_data": images[:: len(images) // 500]}
+    rounded = {"representative_data": images[:: -(-len(images) // 500)]}
     for name, model, precision, arguments in (
         ("float32", network, "float32", {}),
         ("float16", network, "float16", {}),
