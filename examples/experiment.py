@@ -274,7 +274,7 @@ def trained(name, make, train, options):
 
 
 def run(options, data, scored, views, student, teacher):
-    """Train the student that the options ask for, and report on it.
+    """Return the student that the options ask for, trained and reported on.
 
     Args:
         options: parsed arguments.
@@ -296,6 +296,7 @@ def run(options, data, scored, views, student, teacher):
 
     network = trained(name, student, train, options)
     results.report(name, network, scored, options, answers)
+    return network
 
 
 def name_of(options, teacher):

@@ -56,11 +56,16 @@ def report(name, network, scored, options, teacher=None):
         row["teacher_parameters"] = teacher.count_params()
         row["teacher_accuracy"] = float(np.mean(answers == y))
         row["agreement"] = float(np.mean(decided == answers))
-    rows = [x for x in rows_in(options.workdir) if x["name"] != name] + [row]
-    path = options.workdir / "results.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows, options.workdir)
+    add(row, options.workdir)
+    plot(rows_in(options.workdir), options.workdir)
     print(f"{name}: {row['accuracy']:.2%} of the {row['scored_on']} images.")
+
+
+def add(row, workdir):
+    """Write a row into `results.json`, in place of one of the same name."""
+    rows = [x for x in rows_in(workdir) if x["name"] != row["name"]]
+    path = workdir / "results.json"
+    path.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
 
 def rows_in(workdir):

@@ -84,6 +84,23 @@ def test_images_in_smoke_mode(arguments, tmp_path):
     assert f"{row['name']}.keras" in again and "Training" not in again
 
 
+def test_deep_compression(tmp_path):
+    arguments = ["--network", "lenet_5", "--smoke", "--workdir", "runs"]
+    run("deep_compression.py", tmp_path, *arguments)
+    rows = json.loads((tmp_path / "runs/results.json").read_text())
+    dense, pruned, shared = rows
+    assert dense["zeros"] < 0.01 and pruned["zeros"] > 0.9
+    assert shared["bytes"] < pruned["bytes"] / 3 < dense["bytes"] / 3
+    assert shared["bytes"] < shared["zlib_bytes"]
+
+
+def test_lenets_are_those_that_papers_compress():
+    import deep_compression
+
+    assert deep_compression.lenet_300_100().count_params() == 266_610
+    assert deep_compression.lenet_5().count_params() == 431_080
+
+
 def test_a_network_of_other_settings_is_refused(tmp_path, monkeypatch):
     import experiment_results
 

@@ -1,0 +1,231 @@
+"""Deep Compression with a teacher: LeNets on MNIST, a hundred times smaller.
+
+    python examples/deep_compression.py --network lenet_300_100
+    python examples/deep_compression.py --network lenet_5 --data FOLDER
+
+Trains a dense network, then prunes it, lets its weights share few values and
+packs it into one file. In both stages the dense network teaches. Writes a row
+for every stage to `results.json` in `--workdir`, and the packed file. Called
+again it goes on with the stage that was not finished.
+
+Source: Han, Mao and Dally 2016, https://arxiv.org/abs/1510.00149, whose files
+are 40 times smaller at an error of 1.58 %, and 39 times at 0.74 %.
+"""
+
+import argparse
+import pathlib
+import zlib
+
+import experiment
+import experiment_results as results
+import keras
+import mnist
+import numpy as np
+from keras import layers
+
+from keras_distill import ClassicKD
+from keras_distill import ConsistentAugment
+from keras_distill import Distiller
+from keras_distill import InceptionCrop
+from keras_distill.compression import MagnitudePruning
+from keras_distill.compression import WeightSharing
+from keras_distill.compression import pack
+from keras_distill.compression import unpack
+
+BATCH_SIZE = 128
+
+
+def lenet_300_100():
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dense(300, activation="relu"),
+            layers.Dense(100, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+def lenet_5():
+    """The LeNet-5 of Caffe, which is the one that papers compress."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(20, 5),
+            layers.MaxPooling2D(),
+            layers.Conv2D(50, 5),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(500, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+NETWORKS = {"lenet_300_100": lenet_300_100, "lenet_5": lenet_5}
+
+
+def views(seed):
+    crop = InceptionCrop(
+        28, 28, area_range=(0.7, 1.0), aspect_ratio_range=(0.85, 1.18)
+    )
+    return ConsistentAugment([crop], seed=seed)
+
+
+def optimizer(learning_rate, steps):
+    """Adam whose learning rate falls to 0 as a cosine."""
+    return keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    )
+
+
+def learn(network, _, data, options):
+    augmented = experiment.Augmented(views(options.seed), network)
+    augmented.build((None, *data[0].shape[1:]))
+    epochs = options.epochs
+    augmented.compile(
+        optimizer(2e-3, epochs * steps_of(data)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    augmented.fit(*data, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
+
+
+def teach(student, teacher, data, options, epochs, learning_rate, callback):
+    """Train the student with a callback that holds its weights."""
+    distiller = Distiller(
+        student=student, teacher=teacher, augment=views(options.seed)
+    )
+    distiller.compile(
+        optimizer(learning_rate, epochs * steps_of(data)),
+        loss=ClassicKD(options.alpha, options.temperature),
+    )
+    distiller.fit(
+        *data,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        callbacks=[callback],
+        verbose=2,
+    )
+
+
+def prune(network, dense, data, options):
+    epochs = options.epochs
+    steps = epochs * steps_of(data)
+    pruning = MagnitudePruning(
+        options.sparsity,
+        end_step=int(0.6 * steps),
+        frequency=100,
+        scope="lamp",
+    )
+    teach(network, dense, data, options, epochs, 2e-3, pruning)
+
+
+def share(network, dense, data, options):
+    sharing = WeightSharing(
+        {"kernel": options.num_clusters, "bias": 2 * options.num_clusters}
+    )
+    epochs = options.epochs // 2
+    teach(network, dense, data, options, epochs, 3e-4, sharing)
+    # Codebooks whose values half precision holds take half the room.
+    network.set_weights([w.astype("float16") for w in network.get_weights()])
+
+
+def steps_of(data):
+    return -(-len(data[0]) // BATCH_SIZE)
+
+
+def zlib_bytes(network):
+    """Return how small zlib makes the weights as they are: the baseline."""
+    weights = b"".join(w.tobytes() for w in network.get_weights())
+    return len(zlib.compress(weights, 9))
+
+
+def stage(name, train, before, dense, data, options):
+    """Return the network after a stage, trained now or found.
+
+    Args:
+        name: of the file.
+        train: function that trains it.
+        before: the network that it begins as, if any.
+        dense: the network that teaches.
+        data: `(x, y)` to train with.
+        options: parsed arguments.
+    """
+    path = options.workdir / f"{name}.keras"
+    if path.exists():
+        print(f"Found {path}.")
+        return keras.models.load_model(path)
+    keras.utils.set_random_seed(options.seed)
+    network = NETWORKS[options.network]()
+    if before is not None:
+        network.set_weights(before.get_weights())
+    train(network, dense, data, options)
+    network.save(path)
+    return network
+
+
+def report(name, network, scored, options):
+    """Add a row to `results.json`: error, zeros, and bytes of the real file."""
+    path = options.workdir / f"{name}.packed"
+    pack(network, path)
+    weights = np.concatenate([w.ravel() for w in network.get_weights()])
+    row = {
+        "name": name,
+        "command": results.command(),
+        "commit": results.commit(),
+        "hardware": results.hardware(),
+        "seed": options.seed,
+        "scored_on": "validation" if options.validation else "test",
+        "error": 1 - results.accuracy(unpack(path), scored),
+        "zeros": float(np.mean(weights == 0)),
+        "float32_bytes": weights.nbytes,
+        "zlib_bytes": zlib_bytes(network),
+        "bytes": path.stat().st_size,
+    }
+    results.add(row, options.workdir)
+    print(
+        f"{name}: error {row['error']:.2%}, {row['zeros']:.2%} zeros, "
+        f"{row['bytes']:,} bytes, {weights.nbytes / row['bytes']:.1f} times "
+        f"smaller (zlib: {weights.nbytes / row['zlib_bytes']:.1f} times)"
+    )
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, help="folder with mnist.npz")
+    add("--network", choices=NETWORKS, default="lenet_300_100")
+    add("--sparsity", type=float, default=0.97)
+    add("--num-clusters", type=int, default=8)
+    add("--alpha", type=float, default=0.5)
+    add("--temperature", type=float, default=1.5)
+    add("--epochs", type=int, default=40, help="of a stage; half to share")
+    add("--seed", type=int, default=0)
+    add("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
+    add("--validation", action="store_true", help="score held-out images")
+    add("--smoke", action="store_true", help="a few batches, to see it run")
+    options = parser.parse_args()
+    if options.smoke:
+        options.epochs = 2
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def main():
+    options = parse()
+    data, scored = experiment.split(mnist.load(options), options, 5000)
+    network = dense = None
+    for train in (learn, prune, share):
+        name = f"{options.network}_{train.__name__}_seed-{options.seed}"
+        network = stage(name, train, network, dense, data, options)
+        dense = dense or network
+        report(name, network, scored, options)
+
+
+if __name__ == "__main__":
+    main()
