@@ -2,7 +2,8 @@
 
 The table of contents, in reading order: what both models look at (views), how
 far the student is from the teacher (losses), what the teacher answers
-(teachers), the training itself (distiller), and how well it goes (metrics).
+(teachers), the training itself (distiller), how well it goes (metrics), and
+what was won (reports).
 A smaller student out of a larger network: `keras_distill.compression`.
 """
 
@@ -22,12 +23,15 @@ from keras_distill.distiller import Distiller as Distiller
 from keras_distill import compression as compression
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
+from keras_distill.reports import Comparison as Comparison
+from keras_distill.reports import compare as compare
 
 __version__ = "0.1.0"
 
 # In the order of `sorted()`; ruff would put names in capitals first.
 __all__ = [  # noqa: RUF022
     "ClassicKD",
+    "Comparison",
     "ConsistentAugment",
     "DIST",
     "DecoupledKD",
@@ -40,6 +44,7 @@ __all__ = [  # noqa: RUF022
     "RecordedTeacher",
     "TeacherAgreement",
     "TeacherDivergence",
+    "compare",
     "fold_batch_norm",
     "record_teacher",
 ]

@@ -1,0 +1,163 @@
+"""What `compare` is given: checked, and in the form that the rest reads."""
+
+import importlib.util
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from keras_distill._graphs import check_graph
+
+_PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
+_NUM_RANDOM = 8
+
+
+def named_models(models):
+    """Return `{name: model}`, all of them such that they can be measured."""
+    if not isinstance(models, dict):
+        models = list(models)
+        names = [getattr(model, "name", None) for model in models]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "Models in a list are called by their names, which must "
+                f"differ. Received: {names}. Give a dict of models by name."
+            )
+        models = dict(zip(names, models))
+    if not models:
+        raise ValueError(f"`models` has no models. Received: {models!r}")
+    for name, model in models.items():
+        _check_model(name, model)
+    return {str(name): model for name, model in models.items()}
+
+
+def _check_model(name, model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`models` must be `keras.Model`s, in a dict by name or in a list. "
+            f"Received: {name!r}: {model!r}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {name!r} is not built, so it has no weights to count. "
+            "Give it a `keras.Input`."
+        )
+    check_graph("compare", model)
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    if any(None in shape[1:] for shape in shapes):
+        raise ValueError(
+            "What a model costs depends on the size of its input, and that of "
+            f"{name!r} is not fixed. Received: inputs of shape {shapes}. Build "
+            "it with a `keras.Input` of known size."
+        )
+
+
+def check_precisions(litert):
+    """Return the precisions of LiteRT files as a tuple."""
+    litert = (litert,) if isinstance(litert, str) else tuple(litert)
+    for precision in litert:
+        if precision not in _PRECISIONS:
+            raise ValueError(
+                f"`litert` must be some of {_PRECISIONS}. "
+                f"Received: litert={litert!r}"
+            )
+    if litert and importlib.util.find_spec("ai_edge_litert") is None:
+        raise ImportError(
+            "`compare` writes LiteRT files and times them, and needs LiteRT "
+            "for it: pip install 'keras-distill[litert]'. Without them: "
+            "`compare(..., litert=())`."
+        )
+    return litert
+
+
+def check_data(models, data):
+    """Return `(x, y)` as arrays, `y` as classes, if they fit all models."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError(
+            "`data` must be a tuple `(x, y)` of arrays. "
+            f"Received: {type(data).__name__}"
+        )
+    x, y = tree.map_structure(
+        lambda values: np.asarray(ops.convert_to_numpy(values)), tuple(data)
+    )
+    lengths = [len(array) for array in tree.flatten((x, y))]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ValueError(
+            "`data` must have as many labels as inputs, and some. "
+            f"Received: {lengths}"
+        )
+    for array in tree.flatten((x, y)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("`data` has NaN or infinite values in it.")
+    (first, classes), *others = [
+        (name, _num_classes(name, model)) for name, model in models.items()
+    ]
+    for name, other in others:
+        if other != classes:
+            raise ValueError(
+                "All models must choose between the same classes. Received: "
+                f"{first!r} with {classes} classes and {name!r} with {other}"
+            )
+    for name, model in models.items():
+        _check_inputs(name, model, x)
+    return x, _classes(y, len(model.outputs[0].shape), classes)
+
+
+def _num_classes(name, model):
+    shapes = [tuple(tensor.shape) for tensor in model.outputs]
+    if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] < 2:
+        raise ValueError(
+            "Accuracy and agreement are those of classifiers, of one output of "
+            "shape (..., classes), with at least two classes. Received: "
+            f"{name!r} with outputs of shape {shapes}. Leave out `data`."
+        )
+    return shapes[0][-1]
+
+
+def _check_inputs(name, model, x):
+    received = [array.shape for array in inputs_of(model, x)]
+    expected = [tuple(tensor.shape) for tensor in model.inputs]
+    if [s[1:] for s in received] != [s[1:] for s in expected]:
+        raise ValueError(
+            f"The data does not fit the model {name!r}. Expected: inputs of "
+            f"shape {expected}. Received: {received}"
+        )
+
+
+def _classes(y, rank, classes):
+    """Return labels as integers of one axis less than the outputs."""
+    labels = y
+    if y.ndim == rank and y.shape[-1] == classes:
+        labels = y.argmax(-1)
+    elif y.ndim == rank and y.shape[-1] == 1:
+        labels = y[..., 0]
+    whole = labels.astype("int64")
+    valid = (whole == labels) & (whole >= 0) & (whole < classes)
+    if labels.ndim != rank - 1 or not valid.all():
+        raise ValueError(
+            f"Labels must be integers from 0 to {classes - 1}, or one-hot. "
+            f"Received: labels of shape {y.shape} and dtype {y.dtype}, from "
+            f"{y.min()} to {y.max()}"
+        )
+    return whole
+
+
+def inputs_of(model, x):
+    """Return the arrays in `x`, in the order of the model's inputs."""
+    if isinstance(x, dict) and not isinstance(model.input, dict):
+        return [x[tensor.name] for tensor in model.inputs]
+    return tree.flatten(x)
+
+
+def random_inputs(model):
+    """Return a few inputs of the right shapes, which mean nothing."""
+    generator = np.random.default_rng(0)
+
+    def draw(tensor):
+        shape = (_NUM_RANDOM, *tensor.shape[1:])
+        if "float" in tensor.dtype:
+            return generator.normal(size=shape).astype(tensor.dtype)
+        # Of indices, only the smallest are known to be valid.
+        return generator.integers(0, 2, size=shape).astype(tensor.dtype)
+
+    return [draw(tensor) for tensor in model.inputs]

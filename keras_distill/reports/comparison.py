@@ -1,0 +1,140 @@
+"""compare: what each of several models costs, and what it gives for it."""
+
+import pathlib
+import tempfile
+
+import numpy as np
+from keras import ops
+
+from keras_distill import _arguments
+from keras_distill.reports.arguments import check_data
+from keras_distill.reports.arguments import check_precisions
+from keras_distill.reports.arguments import inputs_of
+from keras_distill.reports.arguments import named_models
+from keras_distill.reports.arguments import random_inputs
+from keras_distill.reports.calls import infer
+from keras_distill.reports.energy import energies
+from keras_distill.reports.files import write_files
+from keras_distill.reports.latency import measure_latency
+from keras_distill.reports.macs import count_macs
+from keras_distill.reports.memory import peak_activation_bytes
+from keras_distill.reports.quality import measure_quality
+from keras_distill.reports.table import Comparison
+
+
+def compare(
+    models, data=None, litert=("float32", "float16", "int8"), rounds=20
+):
+    """Return what models cost and how good they are, side by side.
+
+    For each model, under these keys:
+
+    - `parameters`, `nonzero_parameters`: statistics of normalizations count.
+    - `macs`: multiply-accumulate operations of one inference, zeros included.
+      Convolutions, Dense, attention and recurrent layers count, and nothing
+      that works entry by entry.
+    - `peak_activation_bytes`: what the tensors that live at once take at most,
+      in float32, layer after layer in the order of the graph. Normalizations,
+      activations and dropout write over what they read.
+    - `keras_bytes`, `packed_bytes`, `litert_*_bytes`: sizes of files, written
+      for this by `save` (without the optimizer), `pack` and `export_litert`.
+    - `litert_*_ms`: time of one inference in the LiteRT interpreter on one
+      thread. The models take turns; this is the median of a model's turns, and
+      `litert_*_ms_low` and `litert_*_ms_high` the smallest and the largest.
+    - `energy_float32_uj`, `energy_int8_uj`, `energy_packed_uj`: an estimate in
+      microjoules, of no device: every MAC, one read of each weight from DRAM,
+      one pass of each activation through SRAM, in the published energies of a
+      45 nm chip. `packed` is a chip that reads the packed file and skips zeros.
+    - with `data`: `accuracy`, and `agreement`, the share of samples for which
+      the model chooses the class that the first model chooses. For LiteRT files
+      of less than 32 bits, `litert_*_accuracy` too.
+
+    Sources: [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323) and
+    [Han et al. 2016](https://arxiv.org/abs/1602.01528) for the energies.
+
+    Args:
+        models: dict of built functional or Sequential models by name, or a list
+            of models with different names. The first is what the others are
+            measured against. They stay as they are.
+        data: tuple `(x, y)`: inputs and labels, integers or one-hot, for models
+            that return logits or probabilities.
+        litert: precisions of LiteRT files, as in `export_litert`. `()` leaves
+            them out, and the time with them.
+        rounds: how many turns each file has when it is timed.
+
+    Returns:
+        A `Comparison`: `print` it for a table. A figure that can't be had is
+        None, and a note says why.
+
+    Raises:
+        ImportError: if LiteRT is not installed and `litert` is not `()`.
+        TypeError: if one of `models` is not a model.
+        ValueError: if `models` is empty, or one of them is not built, has no
+            graph or inputs of unknown size; if two have the same name; or if
+            models and data don't fit.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from keras_distill import compare
+    from keras_distill.compression import prune_channels
+
+    teacher = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(16, "relu"),
+         keras.layers.Dense(3)]
+    )
+    student = prune_channels(teacher, 0.5)
+    x, y = np.random.rand(32, 8), np.random.randint(0, 3, 32)
+    print(compare({"teacher": teacher, "student": student}, (x, y), litert=()))
+    ```
+    """
+    models = named_models(models)
+    litert = check_precisions(litert)
+    rounds = _arguments.positive_int("rounds", rounds)
+    if data is not None:
+        data = check_data(models, data)
+    notes, files = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, model) in enumerate(models.items()):
+            place = pathlib.Path(folder, str(index))
+            place.mkdir()
+            samples = (
+                inputs_of(model, data[0]) if data else random_inputs(model)
+            )
+            files[name], refused = write_files(model, place, litert, samples)
+            notes += [
+                f"{form} of {name}: {why}" for form, why in refused.items()
+            ]
+        figures = {
+            name: _costs(name, model, files[name], notes)
+            for name, model in models.items()
+        }
+        for name, times in measure_latency(files, rounds).items():
+            figures[name] |= times
+        if data:
+            for name, quality in measure_quality(models, files, *data).items():
+                figures[name] |= quality
+    return Comparison(figures, notes)
+
+
+def _costs(name, model, files, notes):
+    """Return what can be said of a model without running it."""
+    inference = infer(model)
+    macs = count_macs(inference.calls)
+    if macs.uncounted:
+        layers = ", ".join(macs.uncounted)
+        notes.append(f"macs of {name}: not known for {layers}")
+    sizes = {form: path.stat().st_size for form, path in files.items()}
+    weights = [ops.convert_to_numpy(weight) for weight in model.weights]
+    parameters = sum(weight.size for weight in weights)
+    energy = energies(parameters, macs, sizes.get("packed"), inference.calls)
+    return {
+        "parameters": parameters,
+        "nonzero_parameters": sum(int(np.count_nonzero(w)) for w in weights),
+        "macs": macs.all,
+        "peak_activation_bytes": peak_activation_bytes(inference),
+        **{f"{form}_bytes": size for form, size in sizes.items()},
+        **{f"energy_{chip}_uj": value for chip, value in energy.items()},
+    }
