@@ -124,8 +124,9 @@ def _costs(name, model, files, notes):
     inference = infer(model)
     macs = count_macs(inference.calls)
     if macs.uncounted:
-        layers = ", ".join(macs.uncounted)
-        notes.append(f"macs of {name}: not known for {layers}")
+        some = ", ".join(macs.uncounted[:3])
+        more = f" and {n - 3} more" if (n := len(macs.uncounted)) > 3 else ""
+        notes.append(f"macs of {name}: not known for {some}{more}")
     sizes = {form: path.stat().st_size for form, path in files.items()}
     weights = [ops.convert_to_numpy(weight) for weight in model.weights]
     parameters = sum(weight.size for weight in weights)

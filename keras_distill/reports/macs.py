@@ -59,8 +59,8 @@ def _products(call):
             return _RULES[parent](call)
     if is_of_keras(type(operation)):
         name = type(operation).__name__
-        if name in _OPERATIONS:
-            return _OPERATIONS[name](call)
+        if name in _BY_NAME:
+            return _BY_NAME[name](call)
         if name in _UNCOUNTED:
             return None
     return None if getattr(operation, "weights", ()) else []
@@ -199,10 +199,10 @@ _RULES = {
     layers.SeparableConv2D: _separable_convolution,
     layers.SimpleRNN: _recurrent,
 }
-# Operations have no public class. This is what theirs are called.
-_OPERATIONS = {"Matmul": _matmul}
+# What has no public class, by its name in Keras.
+_BY_NAME = {"LayerScale": _nothing, "Matmul": _matmul}
 # Products of tensors that no rule counts.
-_UNCOUNTED = {
+_UNCOUNTED = (
     "AdditiveAttention",
     "Conv",
     "ConvTranspose",
@@ -213,4 +213,4 @@ _UNCOUNTED = {
     "Inner",
     "SeparableConv",
     "Tensordot",
-}
+)
