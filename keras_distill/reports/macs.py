@@ -53,17 +53,13 @@ def count_macs(calls):
 
 def _products(call):
     """Return a list of `(kernel, places)`, None if they can't be told."""
-    operation = call.operation
-    for parent in type(operation).__mro__:
+    kind = type(call.operation)
+    if kind not in _RULES and kind.__name__ in _BY_NAME and is_of_keras(kind):
+        return _BY_NAME[kind.__name__](call)
+    for parent in kind.__mro__:
         if parent in _RULES:
             return _RULES[parent](call)
-    if is_of_keras(type(operation)):
-        name = type(operation).__name__
-        if name in _BY_NAME:
-            return _BY_NAME[name](call)
-        if name in _UNCOUNTED:
-            return None
-    return None if getattr(operation, "weights", ()) else []
+    return None if getattr(call.operation, "weights", ()) else []
 
 
 # A product of tensors has no kernel: as if one weight went everywhere.
@@ -72,6 +68,10 @@ _NO_KERNEL = np.ones(1)
 
 def _nothing(call):
     return []
+
+
+def _unknown(call):
+    return None
 
 
 def _dense(call):
@@ -170,7 +170,7 @@ def _matmul(call):
     return [(_NO_KERNEL, math.prod(call.outputs[0].shape) * sums)]
 
 
-# Layers by class; those of a subclass are counted as their parents are.
+# A layer of one's own is counted as what it was derived from.
 _RULES = {
     layers.Attention: _attention,
     layers.BatchNormalization: _nothing,
@@ -199,9 +199,6 @@ _RULES = {
     layers.SeparableConv2D: _separable_convolution,
     layers.SimpleRNN: _recurrent,
 }
-# What has no public class, by its name in Keras.
-_BY_NAME = {"LayerScale": _nothing, "Matmul": _matmul}
-# Products of tensors that no rule counts.
 _UNCOUNTED = (
     "AdditiveAttention",
     "Conv",
@@ -211,6 +208,13 @@ _UNCOUNTED = (
     "DotProductAttention",
     "Einsum",
     "Inner",
+    "ReversibleEmbedding",
     "SeparableConv",
     "Tensordot",
 )
+# Operations have no public class. This is what theirs are called.
+_BY_NAME = {
+    "LayerScale": _nothing,
+    "Matmul": _matmul,
+    **dict.fromkeys(_UNCOUNTED, _unknown),
+}

@@ -1,0 +1,286 @@
+"""compare: figures of real files and real runs, and what it refuses."""
+
+import os
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import CLASSES
+from common import cnn
+from common import images
+from common import mlp
+from common import same_weights
+from common import vectors
+from common import weights_of
+from keras import layers
+
+from keras_distill import Comparison
+from keras_distill import TeacherAgreement
+from keras_distill import compare
+from keras_distill.compression import export_litert
+from keras_distill.compression import pack
+from keras_distill.compression import prune_channels
+from keras_distill.reports import files
+
+# Others export in a process of their own, and the files are the same.
+ON_TENSORFLOW = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="would start TensorFlow for every file"
+)
+
+
+def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
+    def export(model, path, **kwargs):
+        export_litert(model, path, **kwargs)
+        # A second export may differ by some bytes of padding.
+        shutil.copy(path, tmp_path / "litert_float32")
+
+    monkeypatch.setattr(files, "export_litert", export)
+    model = cnn(4)
+    found = compare([model], litert="float32").to_dict()[model.name]
+    model.save(tmp_path / "keras.keras")
+    pack(model, tmp_path / "packed")
+    for form in ("keras", "packed", "litert_float32"):
+        (path,) = tmp_path.glob(f"{form}*")
+        assert found[f"{form}_bytes"] == os.path.getsize(path)
+    assert found["parameters"] == model.count_params()
+
+
+@ON_TENSORFLOW
+def test_every_precision(tmp_path):
+    x, y = images()
+    models = {"large": cnn(8), "small": cnn(2)}
+    precisions = ("float32", "float16", "dynamic_int8", "int8")
+    report = compare(models, (x, y), litert=precisions, rounds=2)
+    assert not report.notes
+    for figures in report.to_dict().values():
+        for precision in precisions:
+            assert figures[f"litert_{precision}_bytes"] > 0
+            low, middle, high = (
+                figures[f"litert_{precision}_ms{end}"]
+                for end in ("_low", "", "_high")
+            )
+            assert 0 < low <= middle <= high
+        assert "litert_float32_accuracy" not in figures
+        accuracy = figures["litert_float16_accuracy"]
+        assert accuracy == pytest.approx(figures["accuracy"], abs=0.1)
+    report.plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@ON_TENSORFLOW
+def test_zeros_save_no_time_and_channels_do():
+    inputs = keras.Input((32, 32, 64))
+    x = inputs
+    for _ in range(3):
+        x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    outputs = layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x))
+    dense = keras.Model(inputs, outputs)
+    zeros = keras.models.clone_model(dense)
+    generator = np.random.default_rng(0)
+    zeros.set_weights(
+        [w * (generator.random(w.shape) < 0.1) for w in dense.get_weights()]
+    )
+    models = {
+        "dense": dense,
+        "zeros": zeros,
+        "narrow": prune_channels(dense, 0.5),
+    }
+    found = compare(models, litert=["float32"]).to_dict()
+    # The fastest turns, for a busy machine slows others down.
+    dense, zeros, narrow = (
+        found[name]["litert_float32_ms_low"] for name in models
+    )
+    assert 0.7 < zeros / dense < 1.4
+    assert narrow < 0.7 * dense
+    assert found["zeros"]["packed_bytes"] < 0.3 * found["dense"]["packed_bytes"]
+    float32, packed = (
+        [found[name][f"energy_{chip}_uj"] for name in models]
+        for chip in ("float32", "packed")
+    )
+    assert float32[0] == float32[1] > 2 * float32[2]
+    assert packed[0] > 3 * packed[1]
+
+
+def test_accuracy_and_agreement():
+    x, y = vectors(40)
+    models = [mlp(name="first"), mlp(name="second", activation="softmax")]
+    answers = [model.predict(x, verbose=0) for model in models]
+    one_hot = np.eye(CLASSES)[y]
+    for labels in (y, y[:, np.newaxis], y.astype("float32"), one_hot):
+        found = compare(models, (x, labels), litert=()).to_dict()
+        for model, answer in zip(models, answers):
+            figures = found[model.name]
+            right = np.mean(answer.argmax(-1) == y)
+            assert figures["accuracy"] == right
+            agreement = float(TeacherAgreement()(answers[0], answer))
+            assert figures["agreement"] == pytest.approx(agreement)
+    assert found["first"]["agreement"] == 1
+
+
+def test_several_inputs_by_name():
+    tensors = {name: keras.Input((3,), name=name) for name in ("b", "a")}
+    x = layers.Concatenate()(list(tensors.values()))
+    outputs = layers.Dense(CLASSES)(x)
+    models = {
+        "dict": keras.Model(tensors, outputs),
+        "list": keras.Model(list(tensors.values()), outputs),
+    }
+    generator = np.random.default_rng(0)
+    x = {name: generator.normal(size=(8, 3)) for name in ("a", "b")}
+    y = models["dict"].predict(x, verbose=0).argmax(-1)
+    for figures in compare(models, (x, y), litert=()).to_dict().values():
+        assert figures["accuracy"] == 1
+
+
+def test_models_stay_as_they_are():
+    model = cnn()
+    x, y = images()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x, y, verbose=0)
+    before = weights_of(model), len(model.layers[0]._inbound_nodes)
+    found = compare([model], (x, y), litert=()).to_dict()
+    assert same_weights(before[0], weights_of(model))
+    assert before[1] == len(model.layers[0]._inbound_nodes)
+    assert model.compiled and model.optimizer.built
+    plain = keras.models.clone_model(model)
+    without = compare({model.name: plain}, litert=()).to_dict()
+    # The same but for the names in it: no state of the optimizer.
+    sizes = [f[model.name]["keras_bytes"] for f in (found, without)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+FIGURES = {
+    "large": {
+        "parameters": 1234567,
+        "macs": None,
+        "keras_bytes": 5000000,
+        "litert_int8_ms": 0.012345,
+        "litert_int8_ms_low": 0.011,
+        "litert_int8_ms_high": 1.2,
+        "energy_float32_uj": 1234.5,
+        "accuracy": 0.91234,
+    },
+    "small": {"parameters": 12, "accuracy": 1.0},
+}
+TEXT = """\
+                                                large     small
+parameters                                  1,234,567        12
+MACs                                                -         -
+.keras, bytes                               5,000,000         -
+LiteRT int8, ms               0.0123 (0.0110 to 1.20)         -
+energy estimate, float32, µJ                    1,234         -
+accuracy                                      91.23 %  100.00 %
+a note"""
+
+
+def test_the_table():
+    report = Comparison(FIGURES, ["a note"])
+    assert str(report) == TEXT
+    assert report.to_dict()["large"] == FIGURES["large"]
+    assert report.to_dict()["small"]["macs"] is None
+    report.to_dict()["large"]["macs"] = 1
+    assert report.to_dict()["large"]["macs"] is None
+    rows = report.to_markdown().splitlines()
+    assert rows[:3] == [
+        "|  | large | small |",
+        "| --- | ---: | ---: |",
+        "| parameters | 1,234,567 | 12 |",
+    ]
+    assert rows[-2:] == ["", "a note"]
+
+
+def test_a_figure_that_cannot_be_had_is_noted():
+    inputs = keras.Input((4,))
+    scores = layers.AdditiveAttention()([inputs[:, None], inputs[:, None]])
+    code = layers.Lambda(lambda t: t)(scores)
+    report = compare({"odd": keras.Model(inputs, code)}, litert=())
+    figures = report.to_dict()["odd"]
+    assert figures["macs"] is None
+    assert figures["energy_float32_uj"] is None
+    assert "packed_bytes" not in figures
+    packed, macs = report.notes
+    assert packed.startswith("packed of odd: ") and "Lambda" in packed
+    assert macs.startswith("macs of odd: not known for additive_attention")
+
+
+def test_without_the_extras(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(ImportError, match=r"keras-distill\[litert\]"):
+        compare([mlp()])
+    report = compare([mlp()], vectors(), litert=())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        report.plot(tmp_path / "plot.png")
+
+
+def test_no_plot_without_accuracy(tmp_path):
+    with pytest.raises(ValueError, match=r"compare\(models, \(x, y\)\)"):
+        compare([mlp()], litert=()).plot(tmp_path / "plot.png")
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.layer = layers.Dense(CLASSES)
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+
+def test_models_that_are_refused():
+    with pytest.raises(ValueError, match=r"has no models. Received: {}"):
+        compare({})
+    with pytest.raises(TypeError, match=r"must be `keras.Model`s.*'a': 'b'"):
+        compare({"a": "b"})
+    with pytest.raises(ValueError, match="'raw' is not built"):
+        compare({"raw": keras.Sequential([layers.Dense(2)])})
+    own = Own()
+    own(np.zeros((1, 6)))
+    with pytest.raises(ValueError, match="`compare` needs a functional model"):
+        compare([own])
+    with pytest.raises(ValueError, match=r"must differ. Received: \['a', 'a'"):
+        compare([mlp(name="a"), mlp(name="a")])
+    open_size = keras.Sequential([keras.Input((None, 3)), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"'open' is not fixed.*known size"):
+        compare({"open": open_size})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, y: x, r"must be a tuple `\(x, y\)`"),
+        (lambda x, y: (x, y[:-1]), r"as many labels as inputs.*\[32, 31\]"),
+        (lambda x, y: (x[:0], y[:0]), r"and some. Received: \[0, 0\]"),
+        (lambda x, y: (x * np.nan, y), "has NaN or infinite values"),
+        (lambda x, y: (x[:, :5], y), r"does not fit the model 'a'.*\(32, 5\)"),
+        (lambda x, y: (x, y + 1), "Labels must be integers from 0 to 4.*to 5"),
+        (lambda x, y: (x, y - 1), "Labels must be integers from 0 to 4"),
+        (lambda x, y: (x, y + 0.5), "Labels must be integers from 0 to 4"),
+        (lambda x, y: (x, np.eye(7)[y]), r"Labels must be.*shape \(32, 7\)"),
+    ],
+)
+def test_data_that_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        compare([mlp(name="a")], change(*vectors()), litert=())
+
+
+def test_models_that_do_not_fit_the_data():
+    data = vectors()
+    with pytest.raises(ValueError, match="'a' with 5 classes and 'b' with 7"):
+        compare([mlp(name="a"), mlp(classes=7, name="b")], data, litert=())
+    with pytest.raises(ValueError, match=r"'a' with outputs of shape \[\(None"):
+        compare([mlp(classes=1, name="a")], data, litert=())
+    broken = mlp(name="broken")
+    broken.set_weights([w * np.nan for w in broken.get_weights()])
+    with pytest.raises(ValueError, match="'broken' returns NaN or infinity"):
+        compare([broken], data, litert=())
+
+
+def test_other_arguments_that_are_refused():
+    with pytest.raises(ValueError, match=r"`litert` must be some of.*int4"):
+        compare([mlp()], litert=("int4",))
+    with pytest.raises(ValueError, match="`rounds` must be a whole number"):
+        compare([mlp()], litert=(), rounds=0)
