@@ -62,6 +62,12 @@ def test_consistency(tmp_path):
     assert all(len(curve["test_accuracy"]) == 1 for curve in curves.values())
 
 
+def test_compare_resnet20(tmp_path):
+    run("compare_resnet20.py", tmp_path, "--smoke")
+    assert "90 % zeros" in (tmp_path / "comparison.md").read_text()
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -8,6 +8,8 @@ from keras import ops
 from keras import tree
 
 from keras_distill._graphs import check_graph
+from keras_distill._outputs import known_inputs
+from keras_distill.compression.kernels import student_of
 
 _PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
 _NUM_RANDOM = 8
@@ -15,8 +17,7 @@ _NUM_RANDOM = 8
 
 def named_models(models):
     """Return `{name: model}`, all of them such that they can be measured."""
-    if not isinstance(models, dict):
-        models = list(models)
+    if isinstance(models, (list, tuple)):
         names = [getattr(model, "name", None) for model in models]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -24,18 +25,24 @@ def named_models(models):
                 f"differ. Received: {names}. Give a dict of models by name."
             )
         models = dict(zip(names, models))
+    if not isinstance(models, dict):
+        raise TypeError(
+            "`models` must be a dict of models by name, or a list of models. "
+            f"Received: {models!r}"
+        )
     if not models:
         raise ValueError(f"`models` has no models. Received: {models!r}")
+    models = {str(name): student_of(model) for name, model in models.items()}
     for name, model in models.items():
         _check_model(name, model)
-    return {str(name): model for name, model in models.items()}
+    return models
 
 
 def _check_model(name, model):
     if not isinstance(model, keras.Model):
         raise TypeError(
-            "`models` must be `keras.Model`s, in a dict by name or in a list. "
-            f"Received: {name!r}: {model!r}"
+            "`models` must hold `keras.Model`s. "
+            f"Received: {model!r} under the name {name!r}"
         )
     if not model.built:
         raise ValueError(
@@ -77,14 +84,13 @@ def check_data(models, data):
             "`data` must be a tuple `(x, y)` of arrays. "
             f"Received: {type(data).__name__}"
         )
-    x, y = tree.map_structure(
-        lambda values: np.asarray(ops.convert_to_numpy(values)), tuple(data)
-    )
-    lengths = [len(array) for array in tree.flatten((x, y))]
-    if len(set(lengths)) != 1 or not lengths[0]:
+    x = tree.map_structure(_as_array, data[0])
+    y = _as_array(data[1])
+    shapes = [array.shape for array in tree.flatten((x, y))]
+    if len({shape[:1] for shape in shapes}) > 1 or not all(shapes[-1][:1]):
         raise ValueError(
-            "`data` must have as many labels as inputs, and some. "
-            f"Received: {lengths}"
+            "`data` must be arrays, with as many labels as inputs, and some. "
+            f"Received: inputs and labels of shape {shapes}"
         )
     for array in tree.flatten((x, y)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -103,6 +109,10 @@ def check_data(models, data):
     return x, _classes(y, len(model.outputs[0].shape), classes)
 
 
+def _as_array(values):
+    return np.asarray(ops.convert_to_numpy(values))
+
+
 def _num_classes(name, model):
     shapes = [tuple(tensor.shape) for tensor in model.outputs]
     if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] < 2:
@@ -115,12 +125,18 @@ def _num_classes(name, model):
 
 
 def _check_inputs(name, model, x):
-    received = [array.shape for array in inputs_of(model, x)]
-    expected = [tuple(tensor.shape) for tensor in model.inputs]
-    if [s[1:] for s in received] != [s[1:] for s in expected]:
+    expected = {tensor.name: tensor.shape for tensor in model.inputs}
+    try:
+        fits = [tuple(array.shape[1:]) for array in inputs_of(model, x)] == [
+            tuple(shape[1:]) for shape in expected.values()
+        ]
+    except KeyError:
+        fits = False
+    if not fits:
+        shapes = tree.map_structure(lambda array: array.shape, x)
         raise ValueError(
             f"The data does not fit the model {name!r}. Expected: inputs of "
-            f"shape {expected}. Received: {received}"
+            f"shape {expected}. Received: {shapes}"
         )
 
 
@@ -144,7 +160,7 @@ def _classes(y, rank, classes):
 
 def inputs_of(model, x):
     """Return the arrays in `x`, in the order of the model's inputs."""
-    if isinstance(x, dict) and not isinstance(model.input, dict):
+    if isinstance(x, dict) and not isinstance(known_inputs(model), dict):
         return [x[tensor.name] for tensor in model.inputs]
     return tree.flatten(x)
 

@@ -55,7 +55,8 @@ def compare(
     Args:
         models: dict of built functional or Sequential models by name, or a list
             of models with different names. The first is what the others are
-            measured against. They stay as they are.
+            measured against. They stay as they are. Of a `Distiller`, the
+            student counts.
         data: tuple `(x, y)`: inputs and labels, integers or one-hot, for models
             that return logits or probabilities.
         litert: precisions of LiteRT files, as in `export_litert`. `()` leaves

@@ -4,6 +4,8 @@ import functools
 
 import keras
 
+from keras_distill._outputs import known_inputs
+from keras_distill._outputs import known_outputs
 from keras_distill.compression import export_litert
 from keras_distill.compression import pack
 
@@ -48,6 +50,6 @@ def _without_optimizer(model):
     """Return the model as it is if it is not compiled, or else its graph."""
     if not model.compiled:
         return model
-    if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    return keras.Model(model.input, model.output, name=model.name)
+    return keras.Model(
+        known_inputs(model), known_outputs(model), name=model.name
+    )

@@ -6,9 +6,9 @@ A tensor lives from the call that makes it to the last one that reads it, both
 included; an input of the model from the start, an output to the end. Calls
 follow each other in the order of the graph, depth first, for a batch of one in
 float32. A call that works place by place on a tensor that nobody reads after it
-(normalization, activation, dropout) writes over it, and one that only moves no
-value (Flatten, Reshape) makes nothing: runtimes fold these away. Weights and
-the scratch space of a layer are not in it.
+(normalization, activation, dropout) or moves no value (Flatten, Reshape) writes
+over it, since runtimes fold it into the layer before. Weights and the scratch
+space of a layer are not in it.
 """
 
 import math

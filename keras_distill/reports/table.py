@@ -1,6 +1,5 @@
 """What `compare` found, as a table, as a dict and as a plot."""
 
-import copy
 import math
 
 _WORDS = {
@@ -46,7 +45,7 @@ class Comparison:
 
     def to_dict(self):
         """Return `{name of a model: {key: number}}`, a copy."""
-        return copy.deepcopy(self._figures)
+        return {name: dict(found) for name, found in self._figures.items()}
 
     def __str__(self):
         rows = self._rows()

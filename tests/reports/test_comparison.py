@@ -18,6 +18,7 @@ from common import weights_of
 from keras import layers
 
 from keras_distill import Comparison
+from keras_distill import Distiller
 from keras_distill import TeacherAgreement
 from keras_distill import compare
 from keras_distill.compression import export_litert
@@ -48,6 +49,8 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
     assert found["parameters"] == model.count_params()
 
 
+# TensorFlow's converter calibrates with what it calls deprecated itself.
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @ON_TENSORFLOW
 def test_every_precision(tmp_path):
     x, y = images()
@@ -109,7 +112,8 @@ def test_accuracy_and_agreement():
     models = [mlp(name="first"), mlp(name="second", activation="softmax")]
     answers = [model.predict(x, verbose=0) for model in models]
     one_hot = np.eye(CLASSES)[y]
-    for labels in (y, y[:, np.newaxis], y.astype("float32"), one_hot):
+    forms = (y, y[:, np.newaxis], y.astype("float32"), y.tolist(), one_hot)
+    for labels in forms:
         found = compare(models, (x, labels), litert=()).to_dict()
         for model, answer in zip(models, answers):
             figures = found[model.name]
@@ -133,6 +137,13 @@ def test_several_inputs_by_name():
     y = models["dict"].predict(x, verbose=0).argmax(-1)
     for figures in compare(models, (x, y), litert=()).to_dict().values():
         assert figures["accuracy"] == 1
+
+
+def test_of_a_distiller_the_student_counts():
+    student = mlp(4, name="student")
+    distiller = Distiller(student=student, teacher=mlp(16))
+    found = compare({"run": distiller}, litert=()).to_dict()["run"]
+    assert found["parameters"] == student.count_params()
 
 
 def test_models_stay_as_they_are():
@@ -233,8 +244,10 @@ class Own(keras.Model):
 def test_models_that_are_refused():
     with pytest.raises(ValueError, match=r"has no models. Received: {}"):
         compare({})
-    with pytest.raises(TypeError, match=r"must be `keras.Model`s.*'a': 'b'"):
+    with pytest.raises(TypeError, match=r"hold `keras.Model`s. Received: 'b'"):
         compare({"a": "b"})
+    with pytest.raises(TypeError, match="must be a dict of models by name"):
+        compare(mlp())
     with pytest.raises(ValueError, match="'raw' is not built"):
         compare({"raw": keras.Sequential([layers.Dense(2)])})
     own = Own()
@@ -252,10 +265,15 @@ def test_models_that_are_refused():
     "change, message",
     [
         (lambda x, y: x, r"must be a tuple `\(x, y\)`"),
-        (lambda x, y: (x, y[:-1]), r"as many labels as inputs.*\[32, 31\]"),
-        (lambda x, y: (x[:0], y[:0]), r"and some. Received: \[0, 0\]"),
+        (lambda x, y: (x, y[:-1]), r"as many labels as.*\[\(32, 6\), \(31,\)"),
+        (
+            lambda x, y: (x[:0], y[:0]),
+            r"and some. Received: .*\(0, 6\), \(0,\)",
+        ),
         (lambda x, y: (x * np.nan, y), "has NaN or infinite values"),
+        (lambda x, y: (x.tolist(), y), "`data` must be arrays"),
         (lambda x, y: (x[:, :5], y), r"does not fit the model 'a'.*\(32, 5\)"),
+        (lambda x, y: ({"b": x}, y), "does not fit the model 'a'.*'b'"),
         (lambda x, y: (x, y + 1), "Labels must be integers from 0 to 4.*to 5"),
         (lambda x, y: (x, y - 1), "Labels must be integers from 0 to 4"),
         (lambda x, y: (x, y + 0.5), "Labels must be integers from 0 to 4"),
