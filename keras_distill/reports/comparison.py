@@ -42,9 +42,10 @@ def compare(
       thread. The models take turns; this is the median of a model's turns, and
       `litert_*_ms_low` and `litert_*_ms_high` the smallest and the largest.
     - `energy_float32_uj`, `energy_int8_uj`, `energy_packed_uj`: an estimate in
-      microjoules, of no device: every MAC, one read of each weight from DRAM,
-      one pass of each activation through SRAM, in the published energies of a
-      45 nm chip. `packed` is a chip that reads the packed file and skips zeros.
+      microjoules, `MACs x (multiply + add) + DRAM x weights + SRAM x
+      activations`, each of them moved once, with the published energies of a
+      45 nm chip. No device was measured. `packed` is a chip that reads the
+      packed file and skips zeros.
     - with `data`: `accuracy`, and `agreement`, the share of samples for which
       the model chooses the class that the first model chooses. For LiteRT files
       of less than 32 bits, `litert_*_accuracy` too.
