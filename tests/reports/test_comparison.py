@@ -49,8 +49,6 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
     assert found["parameters"] == model.count_params()
 
 
-# TensorFlow's converter calibrates with what it calls deprecated itself.
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @ON_TENSORFLOW
 def test_every_precision(tmp_path):
     x, y = images()
