@@ -145,20 +145,20 @@ def test_of_a_distiller_the_student_counts():
 
 
 def test_models_stay_as_they_are():
-    model = cnn()
-    x, y = images()
+    model = mlp(500)
+    x, y = vectors()
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(x, y, verbose=0)
-    before = weights_of(model), len(model.layers[0]._inbound_nodes)
-    found = compare([model], (x, y), litert=()).to_dict()
-    assert same_weights(before[0], weights_of(model))
-    assert before[1] == len(model.layers[0]._inbound_nodes)
+    weights, calls = weights_of(model), len(model.layers[0]._inbound_nodes)
+    found = compare([model], (x, y), litert=()).to_dict()[model.name]
+    assert same_weights(weights, weights_of(model))
+    assert calls == len(model.layers[0]._inbound_nodes)
     assert model.compiled and model.optimizer.built
-    plain = keras.models.clone_model(model)
-    without = compare({model.name: plain}, litert=()).to_dict()
-    # The same but for the names in it: no state of the optimizer.
-    sizes = [f[model.name]["keras_bytes"] for f in (found, without)]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+    plain = mlp(500)
+    without = compare([plain], litert=()).to_dict()[plain.name]
+    # The state of the optimizer, 48 kB, is not in the file.
+    difference = found["keras_bytes"] - without["keras_bytes"]
+    assert abs(difference) < 5000
 
 
 FIGURES = {
