@@ -90,6 +90,18 @@ def test_images_in_smoke_mode(arguments, tmp_path):
     assert f"{row['name']}.keras" in again and "Training" not in again
 
 
+def test_prune_resnet(tmp_path):
+    # Elsewhere, each file of a report takes another process.
+    report = keras.backend.backend() == "tensorflow"
+    arguments = ["--report"] if report else []
+    run("prune_resnet.py", tmp_path, "--smoke", *arguments)
+    rows = json.loads((tmp_path / "runs/results.json").read_text())
+    pruned, taught = rows
+    assert pruned["epochs"] == 0 and taught["epochs"] == 1
+    assert taught["parameters"] < 0.3 * taught["teacher_parameters"]
+    assert (tmp_path / "runs/comparison.md").exists() == report
+
+
 def test_deep_compression(tmp_path):
     arguments = ["--network", "lenet_5", "--smoke", "--workdir", "runs"]
     run("deep_compression.py", tmp_path, *arguments)
