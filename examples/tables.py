@@ -1,9 +1,10 @@
-"""Writes the tables of docs/results.md from examples/results/*.json.
+"""Writes the tables of docs/results.md and README.md.
 
     python examples/tables.py
 
-Each file holds the rows that an experiment wrote to its `results.json`. Rows
-that differ in their seed alone become one line: mean and standard deviation.
+They come from examples/results/*.json, the rows that each experiment wrote to
+its `results.json`. Rows that differ in their seed alone become one line: mean
+and standard deviation.
 """
 
 import json
@@ -13,35 +14,99 @@ import statistics
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "examples" / "results"
-PAGE = ROOT / "docs" / "results.md"
-EXPERIMENTS = ("mnist", "cifar10", "flowers102")
+EXPERIMENTS = ("cifar10", "cifar10_validation", "flowers102")
 HEADINGS = (
     "network",
     "taught by",
     "epochs",
-    "test accuracy",
+    "accuracy",
     "agreement",
     "parameters",
 )
+LOSSES = {
+    "classic_kd": "`ClassicKD`",
+    "function_matching": "`FunctionMatching`",
+    "standardized": "`FunctionMatching`, standardized logits",
+    "dist": "`DIST`",
+}
+# What the README shows of them.
+HIGHLIGHTS = {
+    "CIFAR-10": (
+        "cifar10",
+        (
+            "cnn_alone_10-epochs",
+            "cnn_function_matching_by-teacher_T1_10-epochs",
+            "cnn_function_matching_by-teacher_T2_200-epochs",
+        ),
+    ),
+    "Flowers-102": (
+        "flowers102",
+        (
+            "small_resnet_alone_150-epochs",
+            "small_resnet_function_matching_by-mobilenet_v2_T1_mixup_150-epochs",
+        ),
+    ),
+}
 
 
-def text(rows):
-    """Return the table of some rows, and the commands that made them."""
+def rows_of(experiment):
+    return json.loads((RESULTS / f"{experiment}.json").read_text())
+
+
+def grouped(rows):
+    """Return lists of rows that differ in their seed alone, by their name."""
     groups = {}
     for row in rows:
         name = re.sub(r"_?seed-\d+", "", row["name"])
         groups.setdefault(name, []).append(row)
-    lines = [HEADINGS, ("---",) * len(HEADINGS)]
-    lines += [_line(group) for group in groups.values()]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{_sources(rows)}"
+    return groups
+
+
+def table(headings, lines):
+    lines = [headings, ("---",) * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def details(rows):
+    """Return the table of some rows, and the commands that made them."""
+    lines = _teachers(rows)
+    lines += [_line(group) for group in grouped(rows).values()]
+    return f"{table(HEADINGS, lines)}\n\n{_sources(rows)}"
+
+
+def highlights():
+    """Return the table of the README."""
+    lines = []
+    for title, (experiment, names) in HIGHLIGHTS.items():
+        rows = rows_of(experiment)
+        runs = grouped(rows)
+        chosen = _teachers(rows) + [_line(runs[name]) for name in names]
+        lines += [(title, *line[:4]) for line in chosen]
+    return table(("data", *HEADINGS[:4]), lines)
+
+
+def _teachers(rows):
+    teachers = {
+        row["teacher"]: (
+            row["teacher"],
+            "labels",
+            "",
+            _percent(row["teacher_accuracy"]),
+            "",
+            f"{row['teacher_parameters']:,}",
+        )
+        for row in rows
+        if "teacher" in row
+    }
+    return list(teachers.values())
 
 
 def _line(group):
     row = group[0]
-    taught = "labels"
-    if row["loss"] != "alone":
-        taught = f"{row['teacher']}, {row['loss']}, T={row['temperature']:g}"
+    taught = {"alone": "labels", "untrained": ""}.get(row["loss"])
+    if taught is None:
+        taught = f"{row['teacher']}, {LOSSES[row['loss']]}"
+        taught += f", T={row['temperature']:g}"
     if row["mix"]:
         taught += ", MixUp"
     return (
@@ -58,11 +123,15 @@ def _mean(values):
     """Return mean and standard deviation in percent, and how many seeds."""
     if not values:
         return ""
-    mean = f"{100 * statistics.mean(values):.2f}"
+    mean = statistics.mean(values)
     if len(values) == 1:
-        return f"{mean} % (one seed)"
-    spread = 100 * statistics.stdev(values)
-    return f"{mean} ± {spread:.2f} % ({len(values)} seeds)"
+        return f"{_percent(mean)} (one seed)"
+    spread = _percent(statistics.stdev(values))
+    return f"{100 * mean:.2f} ± {spread} ({len(values)} seeds)"
+
+
+def _percent(share):
+    return f"{100 * share:.2f} %"
 
 
 def _sources(rows):
@@ -78,16 +147,25 @@ def _sources(rows):
     )
 
 
-def page(before):
-    """Return the page with all tables written anew."""
+def pages():
+    """Return the text of each page with its tables written anew."""
+    results, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
+    text = results.read_text()
     for name in EXPERIMENTS:
-        begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
-        rows = json.loads((RESULTS / f"{name}.json").read_text())
-        head, rest = before.split(begin)
-        _, tail = rest.split(end)
-        before = f"{head}{begin}\n{text(rows)}\n{end}{tail}"
-    return before
+        text = _filled(text, name, details(rows_of(name)))
+    return {
+        results: text,
+        readme: _filled(readme.read_text(), "results", highlights()),
+    }
+
+
+def _filled(page, name, text):
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+    head, rest = page.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{text}\n{end}{tail}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for path, text in pages().items():
+        path.write_text(text)

@@ -43,12 +43,17 @@ class Batches(keras.utils.PyDataset):
 
 def test_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks_of(ROOT / "README.md")
+    distil, compress = blocks_of(ROOT / "README.md")
     names = {
         "student": cnn(2, 128, 3),
         "teacher": cnn(4, 128, 3),
         "dataset": Batches(),
         "validation": Batches(),
+        "x_test": np.zeros((4, 128, 128, 3), "float32"),
+        "y_test": np.zeros(4, "int32"),
     }
-    exec(block.replace("epochs=1000", "epochs=1"), names)
+    exec(distil.replace("epochs=1000", "epochs=1"), names)
     assert (tmp_path / "student.keras").exists()
+    # The test of `compare` writes all files.
+    exec(compress.replace("y_test))", "y_test), litert=())"), names)
+    assert (tmp_path / "student.tflite").exists()

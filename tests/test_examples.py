@@ -90,6 +90,13 @@ def test_images_in_smoke_mode(arguments, tmp_path):
     assert f"{row['name']}.keras" in again and "Training" not in again
 
 
+def test_the_pages_show_the_results():
+    import tables
+
+    for path, text in tables.pages().items():
+        assert path.read_text() == text, "Run `python examples/tables.py`."
+
+
 def test_prune_resnet(tmp_path):
     # Elsewhere, each file of a report takes another process.
     report = keras.backend.backend() == "tensorflow"
