@@ -46,12 +46,20 @@ class LiveTeacher:
     @property
     def variables(self):
         """The variables that the teacher reads, each once."""
+        return self._all("variables")
+
+    @property
+    def weights(self):
+        """Of its variables those that answers depend on: no seeds, metrics."""
+        return self._all("weights")
+
+    def _all(self, kind):
         layers = [
             part
             for part in (*self.members, self.preprocessing)
             if isinstance(part, keras.layers.Layer)
         ]
-        found = {id(v): v for layer in layers for v in layer.variables}
+        found = {id(v): v for layer in layers for v in getattr(layer, kind)}
         return list(found.values())
 
     def find_layer(self, path):

@@ -329,7 +329,7 @@ def _check_finite(values, samples):
 
 def _fingerprint(live, dtype):
     checksum = 0
-    for variable in live.variables:
+    for variable in live.weights:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
         checksum = zlib.crc32(value.view("uint8"), checksum)
     return {

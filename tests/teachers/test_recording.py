@@ -382,6 +382,19 @@ def test_longer_recordings_go_on(tmp_path):
         record_teacher(teacher, x, tmp_path, dtype="float32", verbose=0)
 
 
+def test_a_trained_teacher_is_the_same_when_loaded(tmp_path):
+    """Neither its metrics nor the seeds of its dropout are in its file."""
+    x, y = images(20)
+    teacher = cnn(2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher.compile("sgd", loss, metrics=["accuracy"])
+    teacher.fit(x, y, verbose=0)
+    recorded(teacher, x, tmp_path / "recording")
+    teacher.save(tmp_path / "teacher.keras")
+    loaded = keras.models.load_model(tmp_path / "teacher.keras")
+    assert recorded(loaded, x, tmp_path / "recording", epochs=2).epochs == 2
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     x, y = images(20, size=12)
     teacher = cnn(4)
