@@ -68,6 +68,7 @@ def pack(model, path):
         TypeError: if `model` is not a `keras.Model`.
         ValueError: if the model is not built, or can't be made again from its
             config, or `path` is a folder, or lies in one that does not exist.
+        RuntimeError: if the weights, read again, are not those of the model.
 
     Example:
 
@@ -101,8 +102,15 @@ def pack(model, path):
     encoder = Encoder()
     for words in tensors:
         code_tensor(encoder, words, words.shape, words.dtype)
-    checksum = _checksum(_variables(model), tensors)
-    body = _BODY.pack(checksum, len(config)) + config + encoder.to_bytes()
+    variables, stream = _variables(model), encoder.to_bytes()
+    checksum = _checksum(variables, tensors)
+    # Who packs a model may keep nothing else of it.
+    if _checksum(variables, _decoded(stream, variables)) != checksum:
+        raise RuntimeError(
+            f"The weights of {model.name!r} don't come back as they went in, "
+            "so nothing was written. Please report it, with the model."
+        )
+    body = _BODY.pack(checksum, len(config)) + config + stream
     _files.write(path, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body)
 
 
@@ -137,11 +145,7 @@ def unpack(path):
     model = _model_of(config, "unpacked")
     variables = _variables(model)
     try:
-        decoder = Decoder(stream)
-        tensors = [
-            code_tensor(decoder, None, tuple(v.shape), _words_dtype(v))
-            for v in variables
-        ]
+        tensors = _decoded(stream, variables)
     except Exception as error:
         raise ValueError(_OTHER.format(path=path)) from error
     if _checksum(variables, tensors) != expected:
@@ -194,6 +198,14 @@ def _config_of(model):
             f"The model {model.name!r} can't be packed, because it has no "
             f"config. Received: {error}"
         ) from error
+
+
+def _decoded(stream, variables):
+    decoder = Decoder(stream)
+    return [
+        code_tensor(decoder, None, tuple(v.shape), _words_dtype(v))
+        for v in variables
+    ]
 
 
 def _deflate(text):

@@ -146,10 +146,10 @@ def _code_gaps(coder, gaps, count):
         symbols = np.where(gaps < _LONG_GAP, gaps, _LONG_GAP + lengths - first)
         size = int(symbols.max()) + 1
     size = _code_number(coder, size, _LONG_GAP + 64)
-    symbols = _code_symbols(coder, symbols, count, size)
-    decoded = np.array(symbols, "int64")
+    symbols = np.array(_code_symbols(coder, symbols, count, size), "int64")
+    decoded = symbols.copy()
     for symbol in range(_LONG_GAP, size):
-        chosen = decoded == symbol
+        chosen = symbols == symbol
         width = int(_bit_lengths(_LONG_GAP)) + symbol - _LONG_GAP - 1
         rest = None if gaps is None else gaps[chosen] - (1 << width)
         rest = _code_bits(coder, rest, int(chosen.sum()), width)

@@ -69,6 +69,16 @@ def test_any_bits_come_back(words):
     round_trip(words)
 
 
+@pytest.mark.parametrize("density", [0.0001, 0.0005, 0.002, 0.005])
+def test_long_gaps_come_back(density):
+    """Of hundreds to thousands of zeros: each length in bits, many times."""
+    generator = np.random.default_rng(0)
+    places = generator.random((1500, 1000)) < density
+    words = places * generator.integers(1, 5, places.shape, "uint32")
+    assert np.diff(np.flatnonzero(words)).max() > 512
+    round_trip(words.astype("uint32"))
+
+
 @pytest.mark.parametrize(
     "shape", [(), (0,), (3, 0), (1,), (64, 10), (3, 3, 4, 8)]
 )
