@@ -13,6 +13,7 @@ are 40 times smaller at an error of 1.58 %, and 39 times at 0.74 %.
 """
 
 import argparse
+import functools
 import pathlib
 import zlib
 
@@ -82,7 +83,8 @@ def optimizer(learning_rate, steps):
     )
 
 
-def learn(network, _, data, options):
+def learn(network, dense, data, options):
+    """Train with labels; there is no dense network yet."""
     augmented = experiment.Augmented(views(options.seed), network)
     augmented.build((None, *data[0].shape[1:]))
     epochs = options.epochs
@@ -143,27 +145,11 @@ def zlib_bytes(network):
     return len(zlib.compress(weights, 9))
 
 
-def stage(name, train, before, dense, data, options):
-    """Return the network after a stage, trained now or found.
-
-    Args:
-        name: of the file.
-        train: function that trains it.
-        before: the network that it begins as, if any.
-        dense: the network that teaches.
-        data: `(x, y)` to train with.
-        options: parsed arguments.
-    """
-    path = options.workdir / f"{name}.keras"
-    if path.exists():
-        print(f"Found {path}.")
-        return keras.models.load_model(path)
-    keras.utils.set_random_seed(options.seed)
+def begun(before, options):
+    """Return a new network, with the weights of the stage before, if any."""
     network = NETWORKS[options.network]()
     if before is not None:
         network.set_weights(before.get_weights())
-    train(network, dense, data, options)
-    network.save(path)
     return network
 
 
@@ -222,7 +208,12 @@ def main():
     network = dense = None
     for train in (learn, prune, share):
         name = f"{options.network}_{train.__name__}_seed-{options.seed}"
-        network = stage(name, train, network, dense, data, options)
+        network = experiment.trained(
+            name,
+            functools.partial(begun, network, options),
+            functools.partial(train, dense=dense, data=data, options=options),
+            options,
+        )
         dense = dense or network
         report(name, network, scored, options)
 

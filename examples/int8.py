@@ -13,6 +13,7 @@ import argparse
 import pathlib
 
 import cifar10
+import experiment_results as results
 import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -55,11 +56,6 @@ def accuracy_of_file(path, images, labels):
     return right / len(labels)
 
 
-def accuracy_of_model(model, images, labels):
-    logits = model.predict(images, batch_size=500, verbose=0)
-    return np.mean(np.argmax(logits, axis=-1) == labels)
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -97,7 +93,7 @@ def main():
         print(
             f"{name:20} {path.stat().st_size:9,} bytes, "
             f"file {accuracy_of_file(path, *test):.2%}, "
-            f"Keras {accuracy_of_model(model, *test):.2%}"
+            f"Keras {results.accuracy(model, test):.2%}"
         )
 
 

@@ -39,19 +39,22 @@ def fraction(name, value):
 
 def positive_int(name, value):
     """Return `value` as an int if it is a whole number above 0."""
-    if not isinstance(value, numbers.Integral) or _is_bool(value) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a whole number above 0. "
-            f"Received: {name}={value!r}"
-        )
-    return int(value)
+    return _whole_number(name, value, 1, "above 0")
 
 
 def non_negative_int(name, value):
     """Return `value` as an int if it is a whole number of at least 0."""
-    if not isinstance(value, numbers.Integral) or _is_bool(value) or value < 0:
+    return _whole_number(name, value, 0, "of at least 0")
+
+
+def _whole_number(name, value, least, words):
+    if (
+        not isinstance(value, numbers.Integral)
+        or _is_bool(value)
+        or value < least
+    ):
         raise ValueError(
-            f"`{name}` must be a whole number of at least 0. "
+            f"`{name}` must be a whole number {words}. "
             f"Received: {name}={value!r}"
         )
     return int(value)

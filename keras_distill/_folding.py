@@ -20,6 +20,7 @@ from keras import ops
 from keras_distill._graphs import Copier
 from keras_distill._graphs import check_graph
 from keras_distill._graphs import graphs
+from keras_distill._graphs import has_float_kernel
 from keras_distill._graphs import new_layer
 from keras_distill._graphs import nodes
 
@@ -150,8 +151,7 @@ def _takes(layer, norm):
         keras.activations.linear,
     ):
         return False
-    # Kernels that are more than one variable, or not of floats.
-    if getattr(layer, "lora_enabled", False) or layer.quantization_mode:
+    if not has_float_kernel(layer):
         return False
     # Else what follows would get another dtype.
     if layer.compute_dtype != norm.compute_dtype:

@@ -38,6 +38,14 @@ def check_graph(caller, model):
         )
 
 
+def has_float_kernel(layer):
+    """Return whether a layer's kernel, if any, is one variable of floats."""
+    return not (
+        getattr(layer, "lora_enabled", False)
+        or getattr(layer, "quantization_mode", None)
+    )
+
+
 def nodes(graph):
     """Return the calls that lead to the outputs of a model, each once.
 

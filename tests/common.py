@@ -64,6 +64,22 @@ def same_weights(first, second, tolerance=0.0):
     )
 
 
+def same_outputs(model, copy, tolerance=1e-5):
+    """Assert that two models compute the same, which is not zero."""
+    x = np.random.default_rng(1).normal(size=(3, *model.input_shape[1:]))
+    expected, answer = to_numpy(model(x)), to_numpy(copy(x))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=tolerance)
+
+
+class StopAfterTwoEpochs(keras.callbacks.Callback):
+    """Ends a `fit()` as Ctrl-C would."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            raise InterruptedError
+
+
 def value_and_gradient(function, x):
     """Return `function(x)`, a scalar, and its gradient, as NumPy."""
     if BACKEND == "tensorflow":

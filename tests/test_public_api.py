@@ -18,6 +18,7 @@ ROOT = PACKAGE.parent
 CHAPTERS = [
     "_arguments",
     "_backend",
+    "_files",
     "_features",
     "_graphs",
     "_folding",
@@ -39,7 +40,13 @@ CHAPTERS = [
 ]
 # Chapters that know nothing of the others but these.
 ISLANDS = {
-    "compression": {"_arguments", "_folding", "_graphs", "compression"},
+    "compression": {
+        "_arguments",
+        "_files",
+        "_folding",
+        "_graphs",
+        "compression",
+    },
 }
 # What differs between backends, and the converter that TensorFlow alone has.
 NAMES_BACKENDS = ("_backend.py", "_converter.py")

@@ -18,6 +18,7 @@ from keras_distill.compression import _elementwise
 from keras_distill.compression import _merging_rules
 from keras_distill.compression import _moving_rules
 from keras_distill.compression import _weight_rules
+from keras_distill.compression._models import is_plain
 
 _OF_ONE_TENSOR = {
     layers.Activation: _moving_rules.activate,
@@ -97,7 +98,7 @@ def rule_for(node):
     if len(node.input_tensors) > 1:
         return _OF_SEVERAL_TENSORS.get(type(operation))
     rule = _OF_ONE_TENSOR.get(type(operation))
-    if rule is None or not _weight_rules.is_plain(operation):
+    if rule is None or not is_plain(operation):
         return None
     return lambda coupling, node, read: rule(
         coupling, operation, *node.input_tensors, *read

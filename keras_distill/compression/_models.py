@@ -4,6 +4,7 @@ from keras import layers
 
 from keras_distill._graphs import check_graph
 from keras_distill._graphs import graphs
+from keras_distill._graphs import has_float_kernel
 from keras_distill._graphs import has_graph
 from keras_distill._graphs import nodes
 
@@ -37,9 +38,9 @@ def check_model(caller, model):
 
 def has_plain_kernel(layer):
     """Return whether a kernel can be replaced: floats, and free to be any."""
-    return (
-        getattr(layer, "groups", 1) == 1
-        and layer.kernel_constraint is None
-        and not layer.lora_enabled
-        and not layer.quantization_mode
-    )
+    return is_plain(layer) and layer.kernel_constraint is None
+
+
+def is_plain(layer):
+    """Return whether a layer has one kernel of floats for all channels."""
+    return getattr(layer, "groups", 1) == 1 and has_float_kernel(layer)

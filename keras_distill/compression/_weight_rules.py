@@ -13,15 +13,6 @@ TRANSPOSED = (
 )
 
 
-def is_plain(layer):
-    """Return whether the kernel of a layer is one variable of floats."""
-    return (
-        getattr(layer, "groups", 1) == 1
-        and not getattr(layer, "lora_enabled", False)
-        and not getattr(layer, "quantization_mode", None)
-    )
-
-
 def channel_axis(layer, tensor):
     """Return the axis on which a layer looks for channels."""
     if getattr(layer, "data_format", None) == "channels_first":

@@ -24,7 +24,7 @@ import zlib
 import keras
 import numpy as np
 
-from keras_distill.compression import _files
+from keras_distill import _files
 from keras_distill.compression.codec import Decoder
 from keras_distill.compression.codec import Encoder
 from keras_distill.compression.codec import code_tensor
@@ -96,13 +96,14 @@ def pack(model, path):
             "pack. Call it on a batch, or give it a `keras.Input`."
         )
     config = _deflate(_config_of(model))
-    tensors = [_to_words(variable) for variable in _variables(model)]
+    variables = _variables(model)
+    tensors = [_to_words(variable) for variable in variables]
     # Made again here, a model that can't be unpacked is found in time.
     _check_same(model, _variables(_model_of(config, "packed")))
     encoder = Encoder()
     for words in tensors:
         code_tensor(encoder, words, words.shape, words.dtype)
-    variables, stream = _variables(model), encoder.to_bytes()
+    stream = encoder.to_bytes()
     checksum = _checksum(variables, tensors)
     # Who packs a model may keep nothing else of it.
     if _checksum(variables, _decoded(stream, variables)) != checksum:
@@ -111,7 +112,8 @@ def pack(model, path):
             "so nothing was written. Please report it, with the model."
         )
     body = _BODY.pack(checksum, len(config)) + config + stream
-    _files.write(path, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body)
+    header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body))
+    _files.write(path, lambda out: out.write(header + body))
 
 
 def unpack(path):

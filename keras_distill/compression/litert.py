@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill import _files
 from keras_distill._graphs import Copier
 from keras_distill._graphs import check_graph
-from keras_distill.compression import _files
 from keras_distill.compression._converter import SIGNATURE
 from keras_distill.compression._converter import convert
 from keras_distill.compression._models import layers_of
@@ -18,7 +18,7 @@ from keras_distill.compression.kernels import student_of
 from keras_distill.compression.quantization_aware import is_quantization_aware
 from keras_distill.compression.quantization_aware import with_constants
 
-_PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
+PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
 _NUM_EXAMPLES = 512
 _NUM_COMPARED = 4
 # Of the largest output. On a CPU the difference is 1e-6; convolutions in TF32,
@@ -104,7 +104,7 @@ def export_litert(model, path, precision="float32", representative_data=None):
             f"LiteRT's converter did not take the model. It says: {error}"
         ) from error
     _check_file(content, plain, precision, examples)
-    _files.write(path, content)
+    _files.write(path, lambda out: out.write(content))
 
 
 def _interpreter_class():
@@ -131,9 +131,9 @@ def _check_model(model):
 
 
 def _check_precision(precision, aware, representative_data):
-    if precision not in _PRECISIONS:
+    if precision not in PRECISIONS:
         raise ValueError(
-            f"`precision` must be one of {_PRECISIONS}. "
+            f"`precision` must be one of {PRECISIONS}. "
             f"Received: precision={precision!r}"
         )
     if aware and precision != "int8":

@@ -15,6 +15,7 @@ from keras_distill import _arguments
 from keras_distill._folding import fold_batch_norm
 from keras_distill._graphs import Copier
 from keras_distill._graphs import graphs
+from keras_distill._graphs import has_float_kernel
 from keras_distill._graphs import has_graph
 from keras_distill._graphs import nodes
 from keras_distill.compression._models import check_model
@@ -56,7 +57,6 @@ _FUSED = (
     keras.activations.relu,
     keras.activations.relu6,
 )
-# The ranges that these have in every file.
 # Ranges that every file has: nothing to track. Rounded here, a probability of
 # zero would have an infinite loss.
 _FIXED_RANGE = ("sigmoid", "softmax", "tanh")
@@ -140,11 +140,7 @@ def quantize_aware(model, momentum=0.99):
 
 def _check_kernels(model):
     for layer in layers_of(model):
-        if (
-            type(layer) is FakeQuantization
-            or getattr(layer, "quantization_mode", None)
-            or getattr(layer, "lora_enabled", False)
-        ):
+        if type(layer) is FakeQuantization or not has_float_kernel(layer):
             raise ValueError(
                 "`quantize_aware` needs a model with plain kernels. Received: "
                 f"{layer.name!r}, which is quantized or has LoRA. Give it the "

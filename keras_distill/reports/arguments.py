@@ -10,8 +10,8 @@ from keras import tree
 from keras_distill._graphs import check_graph
 from keras_distill._outputs import known_inputs
 from keras_distill.compression.kernels import student_of
+from keras_distill.compression.litert import PRECISIONS
 
-_PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
 _NUM_RANDOM = 8
 
 
@@ -63,9 +63,9 @@ def check_precisions(litert):
     """Return the precisions of LiteRT files as a tuple."""
     litert = (litert,) if isinstance(litert, str) else tuple(litert)
     for precision in litert:
-        if precision not in _PRECISIONS:
+        if precision not in PRECISIONS:
             raise ValueError(
-                f"`litert` must be some of {_PRECISIONS}. "
+                f"`litert` must be some of {PRECISIONS}. "
                 f"Received: litert={litert!r}"
             )
     if litert and importlib.util.find_spec("ai_edge_litert") is None:

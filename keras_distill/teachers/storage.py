@@ -10,10 +10,11 @@ a recording that is whole up to its last shard.
 """
 
 import json
-import os
 import pathlib
 
 import numpy as np
+
+from keras_distill import _files
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -148,7 +149,7 @@ class Shards:
         """
         rows = np.concatenate(batches)
         file = self._file(len(self.manifest["shards"]))
-        _replace(file, lambda out: np.save(out, rows))
+        _files.write(file, lambda out: np.save(out, rows))
         self.manifest["shards"].append(
             {"rows": len(rows), "bytes": file.stat().st_size}
         )
@@ -197,13 +198,4 @@ def read_manifest(path):
 def write_manifest(path, manifest):
     """Write a manifest, all of it or nothing."""
     text = json.dumps(manifest, indent=1).encode()
-    _replace(pathlib.Path(path) / _MANIFEST, lambda out: out.write(text))
-
-
-def _replace(file, write):
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    with open(unfinished, "wb") as out:
-        write(out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(unfinished, file)
+    _files.write(pathlib.Path(path) / _MANIFEST, lambda out: out.write(text))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import StopAfterTwoEpochs
 from common import cnn
 from common import images
 from common import mlp
@@ -226,11 +227,6 @@ def test_nothing_is_left_behind(tmp_path):
 def test_a_resumed_run_ends_like_one_never_stopped(tmp_path, backup_first):
     x, y = vectors(64)
 
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError
-
     def run(folder, *more):
         keras.utils.set_random_seed(3)
         model = compiled(mlp(8), keras.optimizers.SGD(0.05, momentum=0.9))
@@ -253,7 +249,7 @@ def test_a_resumed_run_ends_like_one_never_stopped(tmp_path, backup_first):
         return model
 
     with pytest.raises(InterruptedError):
-        run("stopped", Stop())
+        run("stopped", StopAfterTwoEpochs())
     resumed, whole = run("stopped"), run("whole")
     assert sparsity(whole) == pytest.approx(0.8, abs=0.01)
     assert same_weights(weights_of(resumed), weights_of(whole), 1e-6)

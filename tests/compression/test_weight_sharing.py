@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import StopAfterTwoEpochs
 from common import cnn
 from common import images
 from common import mlp
@@ -165,11 +166,6 @@ def test_few_values_stay_as_they_are():
 def test_a_resumed_run_ends_like_one_never_stopped(tmp_path):
     x, y = vectors(32)
 
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError
-
     def run(folder, *more):
         keras.utils.set_random_seed(3)
         model = mlp(8)
@@ -184,7 +180,7 @@ def test_a_resumed_run_ends_like_one_never_stopped(tmp_path):
         return model
 
     with pytest.raises(InterruptedError):
-        run("stopped", Stop())
+        run("stopped", StopAfterTwoEpochs())
     resumed, whole = run("stopped"), run("whole")
     assert same_weights(weights_of(resumed), weights_of(whole), 1e-6)
 

@@ -19,11 +19,16 @@ def writable(path):
     return path
 
 
-def write(path, data):
-    """Write a file that takes the place of an older one when it is whole."""
+def write(path, fill):
+    """Write a file that takes the place of an older one when it is whole.
+
+    Args:
+        path: a `pathlib.Path`.
+        fill: a function that writes to the open file it is given.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     with open(unfinished, "wb") as out:
-        out.write(data)
+        fill(out)
         out.flush()
         os.fsync(out.fileno())
     os.replace(unfinished, path)
