@@ -180,7 +180,7 @@ class Accuracy(keras.callbacks.Callback):
             logs["val_accuracy"] = float(np.mean(decided == self.y))
 
 
-def fit(model, network, data, scored, name, options):
+def fit(model, network, data, scored, name, options, callbacks=()):
     """Fit the model that trains a network, resumable.
 
     The network's learning curve is kept in a file.
@@ -192,6 +192,7 @@ def fit(model, network, data, scored, name, options):
         batch_size=options.batch_size,
         epochs=options.epochs,
         callbacks=[
+            *callbacks,
             Accuracy(network, *scored, every=max(1, options.epochs // 20)),
             keras.callbacks.CSVLogger(
                 options.workdir / f"{name}.csv", append=True
@@ -225,7 +226,9 @@ def train_alone(network, views, data, scored, name, options):
     fit(augmented, network, data, scored, name, options)
 
 
-def train_taught(network, teacher, views, data, scored, name, options):
+def train_taught(
+    network, teacher, views, data, scored, name, options, callbacks=()
+):
     """Train with the teacher, live or from its recording."""
     if options.recorded_epochs:
         path = options.workdir / recording_of(teacher, options)
@@ -240,7 +243,7 @@ def train_taught(network, teacher, views, data, scored, name, options):
         teacher = RecordedTeacher(path)
     distiller = Distiller(student=network, teacher=teacher, augment=views)
     distiller.compile(optimizer(options, len(data[0])), loss=loss_of(options))
-    fit(distiller, network, data, scored, name, options)
+    fit(distiller, network, data, scored, name, options, callbacks)
 
 
 def recording_of(teacher, options):

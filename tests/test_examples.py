@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_distill.compression import unpack
+
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -107,6 +109,15 @@ def test_prune_resnet(tmp_path):
     assert pruned["epochs"] == 0 and taught["epochs"] == 1
     assert taught["parameters"] < 0.3 * taught["teacher_parameters"]
     assert (tmp_path / "runs/comparison.md").exists() == report
+
+
+def test_share_resnet(tmp_path):
+    run("share_resnet.py", tmp_path, "--smoke")
+    (row,) = json.loads((tmp_path / "runs/results.json").read_text())
+    packed = tmp_path / f"runs/{row['name']}.packed"
+    kernels = [w for w in unpack(packed).get_weights() if w.ndim == 4]
+    assert max(len(np.unique(kernel)) for kernel in kernels) == 8
+    assert packed.stat().st_size < 4 * row["parameters"] / 8
 
 
 def test_deep_compression(tmp_path):
