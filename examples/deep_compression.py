@@ -69,11 +69,15 @@ def lenet_5():
 NETWORKS = {"lenet_300_100": lenet_300_100, "lenet_5": lenet_5}
 
 
-def views(seed):
+def views(options, smallest_area):
+    ratio = (1 + smallest_area) / 2
     crop = InceptionCrop(
-        28, 28, area_range=(0.85, 1.0), aspect_ratio_range=(0.93, 1.075)
+        28,
+        28,
+        area_range=(smallest_area, 1.0),
+        aspect_ratio_range=(ratio, 1 / ratio),
     )
-    return ConsistentAugment([crop], seed=seed)
+    return ConsistentAugment([crop], seed=options.seed)
 
 
 def optimizer(learning_rate, steps):
@@ -85,7 +89,7 @@ def optimizer(learning_rate, steps):
 
 def learn(network, dense, data, options):
     """Train with labels; there is no dense network yet."""
-    augmented = experiment.Augmented(views(options.seed), network)
+    augmented = experiment.Augmented(views(options, 0.7), network)
     augmented.build((None, *data[0].shape[1:]))
     epochs = options.epochs
     augmented.compile(
@@ -96,9 +100,12 @@ def learn(network, dense, data, options):
 
 
 def teach(student, teacher, data, options, epochs, learning_rate, callback):
-    """Train the student with a callback that holds its weights."""
+    """Train the student with a callback that holds its weights.
+
+    It has few of them, and sees weaker crops than the dense network saw.
+    """
     distiller = Distiller(
-        student=student, teacher=teacher, augment=views(options.seed)
+        student=student, teacher=teacher, augment=views(options, 0.85)
     )
     distiller.compile(
         optimizer(learning_rate, epochs * steps_of(data)),
@@ -189,7 +196,7 @@ def parse():
     add = parser.add_argument
     add("--data", type=pathlib.Path, help="folder with mnist.npz")
     add("--network", choices=NETWORKS, default="lenet_300_100")
-    add("--sparsity", type=float, default=0.97)
+    add("--sparsity", type=float, default=0.967)
     add("--num-clusters", type=int, default=6)
     add("--alpha", type=float, default=0.5)
     add("--temperature", type=float, default=1.5)
