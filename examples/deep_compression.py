@@ -201,7 +201,7 @@ def parse():
     add = parser.add_argument
     add("--data", type=pathlib.Path, help="folder with mnist.npz")
     add("--network", choices=NETWORKS, default="lenet_300_100")
-    add("--sparsity", type=float, default=0.966)
+    add("--sparsity", type=float, default=0.97)
     add("--num-clusters", type=int, default=6)
     add("--alpha", type=float, default=0.5)
     add("--temperature", type=float, default=1.5)
