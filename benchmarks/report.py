@@ -24,6 +24,7 @@ TABLES = {
     ),
     "Views": ("views",),
     "Cheaper teachers": ("cheaper_teachers",),
+    "Pruning and weight sharing": ("compression",),
     "How the cost grows": ("batch_size", "teachers", "hints", "classes"),
 }
 

@@ -19,6 +19,7 @@ import time
 
 import keras
 
+from benchmarks import measure_compression
 from benchmarks import measure_memory
 from benchmarks import measure_replay
 from benchmarks import measure_steps
@@ -34,6 +35,7 @@ MEASUREMENTS = {
     "replay": measure_replay.replay,
     "views": measure_views.views,
     "cheaper_teachers": measure_teachers.cheaper_teachers,
+    "compression": measure_compression.compression,
     "batch_size": measure_steps.batch_size,
     "teachers": measure_steps.teachers,
     "hints": measure_steps.hints,

@@ -21,7 +21,6 @@ from keras_distill import compare
 from keras_distill.compression import prune_channels
 
 
-# --8<-- [start:pruned]
 def pruned(whole, x, options):
     """Return the smaller network, as it is before training."""
     network = prune_channels(whole, options.ratio)
@@ -37,9 +36,6 @@ def reestimate(network, x, images=12_800, batch_size=128):
     """
     for begin in range(0, min(images, len(x)), batch_size):
         network(x[begin : begin + batch_size], training=True)
-
-
-# --8<-- [end:pruned]
 
 
 def the_whole(options):
