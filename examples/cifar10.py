@@ -186,7 +186,7 @@ def pretrained(depth, folder):
 
 
 def views(options):
-    """Random crops and flips, and MixUp if asked for."""
+    """Random crops and flips; shifts and MixUp if asked for."""
     chain = [
         InceptionCrop(
             32,
@@ -195,6 +195,7 @@ def views(options):
             aspect_ratio_range=(0.8, 1.25),
         ),
         layers.RandomFlip("horizontal"),
+        *experiment.shifts(options),
     ]
     if options.mix:
         chain.append(MixUp())

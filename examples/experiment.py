@@ -38,6 +38,7 @@ def parser_of(text, epochs):
     add("--alpha", type=float, default=0.9, help="of classic_kd")
     add("--mix", action="store_true", help="MixUp in the views")
     add("--smallest-area", type=float, default=0.5, help="of a crop")
+    add("--shift", type=float, default=0.0, help="of views, share of a side")
     add("--epochs", type=int, default=epochs)
     add("--teacher-epochs", type=int, default=epochs)
     add("--teacher-learning-rate", type=float, default=1e-3)
@@ -128,6 +129,23 @@ def arrays_in(folder, file, names):
 def view_seed(options):
     """Return the seed of the views; one recording serves all students."""
     return 0 if options.recorded_epochs else options.seed
+
+
+def shifts(options):
+    """Return the layer that shifts images, if the options ask for one.
+
+    A crop shows things larger than the test does; a shift does not.
+    """
+    if not options.shift:
+        return []
+    return [
+        keras.layers.RandomTranslation(
+            options.shift,
+            options.shift,
+            fill_mode="reflect",
+            interpolation="nearest",  # Whole pixels: nothing is blurred.
+        )
+    ]
 
 
 def split(data, options, held_out):
@@ -249,6 +267,7 @@ def train_taught(
 def recording_of(teacher, options):
     """Name a recording by what its views and answers depend on."""
     parts = ["recording", teacher.name, f"{options.smallest_area:g}"]
+    parts += [f"shift-{options.shift:g}"] if options.shift else []
     parts += ["mixup"] if options.mix else []
     parts += ["held-out"] if options.validation else []
     return "-".join(parts)

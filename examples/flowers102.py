@@ -217,6 +217,7 @@ def views(options, mix):
             options.size, options.size, area_range=(options.smallest_area, 1.0)
         ),
         layers.RandomFlip("horizontal"),
+        *experiment.shifts(options),
     ]
     if mix:
         chain.append(MixUp())

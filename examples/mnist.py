@@ -61,17 +61,19 @@ def cnn(widths, name, dtype="float32"):
 
 
 def views(options):
-    """Random crops, and MixUp if asked for."""
-    crop = InceptionCrop(
-        28,
-        28,
-        area_range=(options.smallest_area, 1.0),
-        aspect_ratio_range=(0.8, 1.25),
-    )
-    return ConsistentAugment(
-        [crop, MixUp()] if options.mix else [crop],
-        seed=experiment.view_seed(options),
-    )
+    """Random crops; shifts and MixUp if asked for."""
+    chain = [
+        InceptionCrop(
+            28,
+            28,
+            area_range=(options.smallest_area, 1.0),
+            aspect_ratio_range=(0.8, 1.25),
+        ),
+        *experiment.shifts(options),
+    ]
+    if options.mix:
+        chain.append(MixUp())
+    return ConsistentAugment(chain, seed=experiment.view_seed(options))
 
 
 def the_teacher(options, data, scored):

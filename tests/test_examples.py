@@ -73,7 +73,7 @@ def test_compare_resnet20(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("mnist.py", "--mix"),
+        ("mnist.py", "--mix", "--shift", 0.06),
         ("cifar10.py", "--mix", "--recorded-epochs", 1),
         ("flowers102.py", "--size", 32, "--loss", "classic_kd"),
     ],
