@@ -1,5 +1,6 @@
 """Draws the figures of the docs: `python docs/figures/make_figures.py`."""
 
+import json
 import pathlib
 
 import keras
@@ -12,6 +13,7 @@ from keras_distill import InceptionCrop
 from keras_distill.losses.divergence import log_soften
 
 HERE = pathlib.Path(__file__).parent
+RESULTS = HERE.parent.parent / "examples" / "results"
 TEACHER, STUDENT = "#0072B2", "#D55E00"
 
 
@@ -85,12 +87,34 @@ def temperature(teacher, image):
     figure.savefig(HERE / "temperature.png", dpi=110)
 
 
+def consistency():
+    """Draws what `examples/consistency.py` measured."""
+    curves = json.loads((RESULTS / "consistency.json").read_text())["curves"]
+    panels = {
+        "train_divergence": "divergence on training views",
+        "test_divergence": "divergence on test images",
+        "test_accuracy": "accuracy on test images",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
+    for axis, (key, title) in zip(axes, panels.items()):
+        for setting, values in curves.items():
+            epochs = range(1, len(values[key]) + 1)
+            axis.plot(epochs, values[key], label=setting)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("epoch")
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.savefig(HERE / "consistency.png", dpi=110)
+
+
 def main():
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
     teacher = trained_teacher(x[:1300], y[:1300])
     pipeline(teacher, x[1307:1308])
     temperature(teacher, x[1307:1308])
+    consistency()
 
 
 if __name__ == "__main__":
