@@ -29,7 +29,7 @@ def copy_of(network):
 
 
 def main():
-    parser = experiment.parser_of(__doc__, epochs=2)
+    parser = experiment.parser_of(__doc__, epochs=3)
     parser.add_argument("--num-clusters", type=int, default=8)
     parser.set_defaults(learning_rate=1e-3, temperature=4.0, smallest_area=0.8)
     options = experiment.parse(parser)

@@ -14,7 +14,6 @@ import statistics
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "examples" / "results"
-EXPERIMENTS = ("cifar10", "cifar10_validation", "flowers102")
 HEADINGS = (
     "network",
     "taught by",
@@ -37,6 +36,15 @@ HIGHLIGHTS = {
             "cnn_alone_10-epochs",
             "cnn_function_matching_by-teacher_T1_10-epochs",
             "cnn_function_matching_by-teacher_T2_200-epochs",
+            "resnet20_function_matching_by-resnet56_T4_8-epochs",
+        ),
+    ),
+    "CIFAR-10, half of the filters": (
+        "prune_resnet",
+        (
+            "pruned",
+            "alone_6-epochs",
+            "function_matching_by-resnet56_T4_6-epochs",
         ),
     ),
     "Flowers-102": (
@@ -74,15 +82,67 @@ def details(rows):
     return f"{table(HEADINGS, lines)}\n\n{_sources(rows)}"
 
 
+def compressed(rows):
+    """Return the table of Deep Compression's stages, and their commands."""
+    return f"{_stages(rows)}\n\n{_sources(rows)}"
+
+
+def _stages(rows):
+    headings = (
+        "network",
+        "stage",
+        "zeros",
+        "bytes",
+        "smaller",
+        "`zlib -9`",
+        "error",
+    )
+    lines = [
+        (
+            group[0]["network"],
+            group[0]["stage"],
+            _percent(_mean_of(group, "zeros")),
+            f"{_mean_of(group, 'bytes'):,.0f}",
+            _times_smaller(group, "bytes"),
+            _times_smaller(group, "zlib_bytes"),
+            _mean([row["error"] for row in group]),
+        )
+        for group in grouped(rows).values()
+    ]
+    return table(headings, lines)
+
+
+def _mean_of(group, key):
+    return statistics.mean(row[key] for row in group)
+
+
+def _times_smaller(group, key):
+    times = statistics.mean(row["float32_bytes"] / row[key] for row in group)
+    return f"{times:.1f} times"
+
+
+# What makes the part of the results page that has the same name.
+EXPERIMENTS = {
+    "cifar10": details,
+    "cifar10_validation": details,
+    "prune_resnet": details,
+    "deep_compression": compressed,
+    "flowers102": details,
+}
+
+
 def highlights():
-    """Return the table of the README."""
+    """Return the tables of the README."""
     lines = []
     for title, (experiment, names) in HIGHLIGHTS.items():
         rows = rows_of(experiment)
         runs = grouped(rows)
         chosen = _teachers(rows) + [_line(runs[name]) for name in names]
         lines += [(title, *line[:4]) for line in chosen]
-    return table(("data", *HEADINGS[:4]), lines)
+    smallest = [
+        x for x in rows_of("deep_compression") if x["stage"] == "shared"
+    ]
+    return f"{table(('data', *HEADINGS[:4]), lines)}\n\n{_stages(smallest)}"
 
 
 def _teachers(rows):
@@ -151,8 +211,8 @@ def pages():
     """Return the text of each page with its tables written anew."""
     results, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
     text = results.read_text()
-    for name in EXPERIMENTS:
-        text = _filled(text, name, details(rows_of(name)))
+    for name, part in EXPERIMENTS.items():
+        text = _filled(text, name, part(rows_of(name)))
     return {
         results: text,
         readme: _filled(readme.read_text(), "results", highlights()),
