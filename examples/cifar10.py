@@ -8,7 +8,8 @@
         --student resnet20 --learning-rate 1e-3
 
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
-teach 16 and 32; that teacher is trained first. Other teachers are pretrained
+teach 16 and 32, with an activation after the second as well; that teacher is
+trained first. Other teachers are pretrained
 ResNets, read from FOLDER/cifar10_resnet56_state.npz (names and layout of the
 PyTorch state that akamaster/pytorch_resnet_cifar10 publishes). The student
 ResNet-20 starts from such weights as well.
@@ -80,6 +81,7 @@ def cnn(widths, name):
             layers.LeakyReLU(0.2),
             layers.MaxPooling2D(2, strides=1, padding="same"),
             layers.Conv2D(second, 3, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
             layers.Flatten(),
             layers.Dense(10, dtype="float32"),
         ],

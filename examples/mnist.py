@@ -6,9 +6,10 @@
     python examples/mnist.py --mix --epochs 200 --recorded-epochs 20
 
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
-teach 16 and 32. The teacher is trained first, with labels. All networks see
-random crops; nothing is chosen by the test accuracy, and each network is scored
-as it ends. The backend is Keras's: `KERAS_BACKEND=jax`.
+teach 16 and 32, with an activation after the second as well. The teacher is
+trained first, with labels. All networks see random crops; nothing is chosen by
+the test accuracy, and each network is scored as it ends. The backend is Keras's:
+`KERAS_BACKEND=jax`.
 """
 
 import experiment
@@ -53,6 +54,7 @@ def cnn(widths, name, dtype="float32"):
             layers.LeakyReLU(0.2, dtype=dtype),
             layers.MaxPooling2D(2, strides=1, padding="same", dtype=dtype),
             layers.Conv2D(second, 3, strides=2, padding="same", dtype=dtype),
+            layers.LeakyReLU(0.2, dtype=dtype),
             layers.Flatten(dtype=dtype),
             layers.Dense(10, dtype="float32"),
         ],
