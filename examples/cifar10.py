@@ -9,10 +9,10 @@
 
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
 teach 16 and 32, with an activation after the second as well; that teacher is
-trained first. Other teachers are pretrained
-ResNets, read from FOLDER/cifar10_resnet56_state.npz (names and layout of the
-PyTorch state that akamaster/pytorch_resnet_cifar10 publishes). The student
-ResNet-20 starts from such weights as well.
+trained first. Other teachers are pretrained ResNets, read from
+FOLDER/cifar10_resnet56_state.npz (names and layout of the PyTorch state that
+akamaster/pytorch_resnet_cifar10 publishes). The student ResNet-20 starts from
+such weights as well.
 """
 
 import io
