@@ -8,8 +8,8 @@
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
 teach 16 and 32, with an activation after the second as well. The teacher is
 trained first, with labels. All networks see random crops; nothing is chosen by
-the test accuracy, and each network is scored as it ends. The backend is Keras's:
-`KERAS_BACKEND=jax`.
+the test accuracy, and each network is scored as it ends. The backend is
+Keras's: `KERAS_BACKEND=jax`.
 """
 
 import experiment
