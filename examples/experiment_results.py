@@ -85,8 +85,11 @@ def refuse_other_settings(name, options):
 
 
 def command():
-    """Return the command line, without the folders of this machine."""
-    words = list(sys.argv)
+    """Return what was trained: the command line without this machine's folders.
+
+    `--report` only shows what a network trained without it became.
+    """
+    words = [word for word in sys.argv if word != "--report"]
     for flag, public in (("--data", "FOLDER"), ("--workdir", "RUNS")):
         if flag in words:
             words[words.index(flag) + 1] = public

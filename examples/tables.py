@@ -2,9 +2,9 @@
 
     python examples/tables.py
 
-They come from examples/results/*.json, the rows that each experiment wrote to
-its `results.json`. Rows that differ in their seed alone become one line: mean
-and standard deviation.
+They come from examples/results: the rows that each experiment wrote to its
+`results.json`, and the table of `--report`. Rows that differ in their seed
+alone become one line: mean and standard deviation.
 """
 
 import json
@@ -213,6 +213,8 @@ def pages():
     text = results.read_text()
     for name, part in EXPERIMENTS.items():
         text = _filled(text, name, part(rows_of(name)))
+    comparison = (RESULTS / "prune_resnet_comparison.md").read_text()
+    text = _filled(text, "prune_resnet_comparison", comparison.strip())
     return {
         results: text,
         readme: _filled(readme.read_text(), "results", highlights()),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -46,6 +47,25 @@ def test_missed_goals_are_shown_as_missed(report):
     assert "missed" not in kept and "1.00" in kept
     assert "**missed**" in missed and "not measured" in missed
     assert "In 1 of 2 comparisons" in lines[0]
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="no other processor has AMX",
+)
+def test_amx_is_refused():
+    arch_prctl = f"{158}, {0x1023}, 18"  # Asks for the tiles of AMX.
+    script = (
+        "import ctypes, errno; libc = ctypes.CDLL(None, use_errno=True); "
+        f"assert libc.syscall({arch_prctl}) == -1; "
+        "assert ctypes.get_errno() == errno.EINVAL"
+    )
+    command = [sys.executable, "-m", "benchmarks.without_amx"]
+    subprocess.run(
+        [*command, sys.executable, "-c", script], check=True, cwd=ROOT
+    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "Name the command" in done.stderr
 
 
 def test_every_benchmark_runs(tmp_path):

@@ -100,15 +100,15 @@ def test_the_pages_show_the_results():
 
 
 def test_prune_resnet(tmp_path):
-    # Elsewhere, each file of a report takes another process.
-    report = keras.backend.backend() == "tensorflow"
-    arguments = ["--report"] if report else []
-    run("prune_resnet.py", tmp_path, "--smoke", *arguments)
+    run("prune_resnet.py", tmp_path, "--smoke")
     rows = json.loads((tmp_path / "runs/results.json").read_text())
     pruned, taught = rows
     assert pruned["epochs"] == 0 and taught["epochs"] == 1
     assert taught["parameters"] < 0.3 * taught["teacher_parameters"]
-    assert (tmp_path / "runs/comparison.md").exists() == report
+    if keras.backend.backend() == "tensorflow":
+        # Elsewhere, each file of a report takes another process.
+        run("prune_resnet.py", tmp_path, "--smoke", "--report")
+        assert "accuracy" in (tmp_path / "runs/comparison.md").read_text()
 
 
 def test_share_resnet(tmp_path):
