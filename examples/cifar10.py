@@ -206,23 +206,34 @@ def views(options):
 
 def the_teacher(options, data, scored):
     """Return a pretrained teacher, or the CNN, trained with labels."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(options.teacher_dtype)
-    if options.teacher == "cnn":
-        settings = experiment.for_teacher(options)
-        teacher = experiment.trained(
-            "teacher",
-            lambda: cnn((256, 512), "teacher"),
-            lambda network: experiment.train_alone(
-                network, views(settings), data, scored, "teacher", settings
-            ),
-            settings,
-        )
-    else:
+    if options.teacher != "cnn":
         depth = int(options.teacher.removeprefix("resnet"))
-        teacher = pretrained(depth, options.data)
-    keras.config.set_dtype_policy(policy)
-    return teacher
+        return experiment.in_policy(
+            options.teacher_dtype, lambda: pretrained(depth, options.data)
+        )
+    settings = experiment.for_teacher(options)
+    return experiment.trained(
+        "teacher",
+        lambda: experiment.in_policy(
+            options.teacher_dtype, lambda: cnn((256, 512), "teacher")
+        ),
+        lambda network: experiment.train_alone(
+            network, views(settings), data, scored, "teacher", settings
+        ),
+        settings,
+    )
+
+
+def the_student(options):
+    """Return a new CNN, or the smallest pretrained ResNet."""
+    return experiment.in_policy(
+        options.student_dtype,
+        lambda: (
+            cnn((16, 32), "student")
+            if options.student == "cnn"
+            else pretrained(20, options.data)
+        ),
+    )
 
 
 def main():
@@ -231,6 +242,7 @@ def main():
     parser.add_argument(
         "--teacher", choices=("cnn", "resnet20", "resnet56"), default="cnn"
     )
+    parser.add_argument("--student-dtype", default="float32")
     options = experiment.parse(parser)
     data, scored = experiment.split(load(options), options, HELD_OUT)
     experiment.run(
@@ -238,11 +250,7 @@ def main():
         data,
         scored,
         views=lambda: views(options),
-        student=lambda: (
-            cnn((16, 32), "student")
-            if options.student == "cnn"
-            else pretrained(20, options.data)
-        ),
+        student=lambda: the_student(options),
         teacher=lambda: the_teacher(options, data, scored),
     )
 

@@ -138,9 +138,9 @@ def main():
         options.epochs = 1
         teacher = cifar10.cnn((16, 32), "teacher")
     else:
-        keras.config.set_dtype_policy(options.teacher_dtype)
-        teacher = cifar10.pretrained(20, options.data)
-        keras.config.set_dtype_policy("float32")
+        teacher = experiment.in_policy(
+            options.teacher_dtype, lambda: cifar10.pretrained(20, options.data)
+        )
     result = {
         "command": experiment_results.command(),
         "commit": experiment_results.commit(),

@@ -76,6 +76,16 @@ def parse(parser):
     return options
 
 
+def in_policy(dtype, make):
+    """Return what a function builds, under a dtype policy."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return make()
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 def for_teacher(options):
     """Return the options with which the teacher learns from labels."""
     changes = {

@@ -250,7 +250,9 @@ def the_teacher(options, data, scored):
     name = f"teacher_{options.teacher}_{options.size}"
     return experiment.trained(
         name,
-        lambda: network(options.teacher, options),
+        lambda: experiment.in_policy(
+            options.teacher_dtype, lambda: network(options.teacher, options)
+        ),
         lambda teacher: experiment.train_alone(
             teacher, views(settings, False), data, scored, name, settings
         ),

@@ -43,19 +43,19 @@ def load(options):
     return tuple((x[..., None], y.astype("int32")) for x, y in splits)
 
 
-def cnn(widths, name, dtype="float32"):
+def cnn(widths, name):
     """Two convolutions of stride 2 and a dense layer that returns logits."""
     first, second = widths
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             layers.Rescaling(1 / 255),
-            layers.Conv2D(first, 3, strides=2, padding="same", dtype=dtype),
-            layers.LeakyReLU(0.2, dtype=dtype),
-            layers.MaxPooling2D(2, strides=1, padding="same", dtype=dtype),
-            layers.Conv2D(second, 3, strides=2, padding="same", dtype=dtype),
-            layers.LeakyReLU(0.2, dtype=dtype),
-            layers.Flatten(dtype=dtype),
+            layers.Conv2D(first, 3, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
+            layers.MaxPooling2D(2, strides=1, padding="same"),
+            layers.Conv2D(second, 3, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
+            layers.Flatten(),
             layers.Dense(10, dtype="float32"),
         ],
         name=name,
@@ -83,7 +83,9 @@ def the_teacher(options, data, scored):
     settings = experiment.for_teacher(options)
     return experiment.trained(
         "teacher",
-        lambda: cnn((256, 512), "teacher", options.teacher_dtype),
+        lambda: experiment.in_policy(
+            options.teacher_dtype, lambda: cnn((256, 512), "teacher")
+        ),
         lambda network: experiment.train_alone(
             network, views(settings), data, scored, "teacher", settings
         ),

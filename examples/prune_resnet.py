@@ -64,7 +64,9 @@ def main():
         scored,
         views=lambda: cifar10.views(options),
         student=lambda: half,
-        teacher=lambda: whole,
+        teacher=lambda: experiment.in_policy(
+            options.teacher_dtype, lambda: the_whole(options)
+        ),
     )
     if options.report:
         comparison = compare({whole.name: whole, "half": half}, scored)

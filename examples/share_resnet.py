@@ -44,7 +44,9 @@ def main():
         functools.partial(copy_of, whole),
         functools.partial(
             experiment.train_taught,
-            teacher=whole,
+            teacher=experiment.in_policy(
+                options.teacher_dtype, lambda: prune_resnet.the_whole(options)
+            ),
             views=cifar10.views(options),
             data=data,
             scored=scored,
