@@ -244,6 +244,8 @@ def main():
     )
     parser.add_argument("--student-dtype", default="float32")
     options = experiment.parse(parser)
+    if options.student != "cnn":  # Its first weights are given.
+        options.recording_seed = options.seed
     data, scored = experiment.split(load(options), options, HELD_OUT)
     experiment.run(
         options,

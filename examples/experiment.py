@@ -65,6 +65,7 @@ def parser_of(text, epochs):
         default="float32",
         help="the teacher's policy, for instance mixed_bfloat16",
     )
+    parser.set_defaults(recording_seed=0)
     return parser
 
 
@@ -92,6 +93,7 @@ def for_teacher(options):
         "loss": "alone",
         "seed": 0,
         "mix": False,
+        "shift": 0.0,
         "smallest_area": options.teacher_smallest_area,
         "epochs": options.teacher_epochs,
         "learning_rate": options.teacher_learning_rate,
@@ -137,8 +139,12 @@ def arrays_in(folder, file, names):
 
 
 def view_seed(options):
-    """Return the seed of the views; one recording serves all students."""
-    return 0 if options.recorded_epochs else options.seed
+    """Return the seed of the views.
+
+    One recording serves all students: their first weights tell the seeds apart.
+    Where those are given, every seed needs a `recording_seed` of its own.
+    """
+    return options.recording_seed if options.recorded_epochs else options.seed
 
 
 def shifts(options):
@@ -280,6 +286,7 @@ def recording_of(teacher, options):
     parts += [f"shift-{options.shift:g}"] if options.shift else []
     parts += ["mixup"] if options.mix else []
     parts += ["held-out"] if options.validation else []
+    parts += [f"seed-{options.recording_seed}"]
     return "-".join(parts)
 
 
