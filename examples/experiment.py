@@ -43,6 +43,7 @@ def parser_of(text, epochs):
     add("--teacher-epochs", type=int, default=epochs)
     add("--teacher-learning-rate", type=float, default=1e-3)
     add("--teacher-smallest-area", type=float, default=0.5)
+    add("--teacher-batch-size", type=int, default=128)
     add("--batch-size", type=int, default=128)
     add("--learning-rate", type=float, default=3e-3)
     add("--seed", type=int, default=0)
@@ -96,6 +97,7 @@ def for_teacher(options):
         "shift": 0.0,
         "smallest_area": options.teacher_smallest_area,
         "epochs": options.teacher_epochs,
+        "batch_size": options.teacher_batch_size,
         "learning_rate": options.teacher_learning_rate,
     }
     return argparse.Namespace(**{**vars(options), **changes})
@@ -281,8 +283,9 @@ def train_taught(
 
 
 def recording_of(teacher, options):
-    """Name a recording by what its views and answers depend on."""
+    """Name a recording by what its views, answers and batches depend on."""
     parts = ["recording", teacher.name, f"{options.smallest_area:g}"]
+    parts += [f"batch-{options.batch_size}"]
     parts += [f"shift-{options.shift:g}"] if options.shift else []
     parts += ["mixup"] if options.mix else []
     parts += ["held-out"] if options.validation else []

@@ -264,6 +264,7 @@ def main():
     parser = experiment.parser_of(__doc__, epochs=300)
     parser.set_defaults(
         batch_size=60,
+        teacher_batch_size=60,
         smallest_area=0.05,
         teacher_epochs=40,
         teacher_learning_rate=3e-4,
