@@ -15,7 +15,7 @@ from keras_distill import _arguments
 from keras_distill.compression import kernels
 from keras_distill.compression.optimizer_hook import OptimizerHook
 
-# An index then fits a byte.
+# As many values as a byte has; the zeros make one more.
 _MOST = 256
 _ZERO = 0  # the index of the cluster of zeros, which never moves
 
@@ -115,13 +115,19 @@ class WeightSharing(keras.callbacks.Callback):
         self._clustered = True
 
     def on_train_end(self, logs=None):
+        # A run that was complete when it was resumed has no epoch: its weights
+        # stay what was restored.
+        if self._clustered:
+            self._make_equal()
+        self._hook.remove()
+        del self._hook, self._shared, self._members
+
+    def _make_equal(self):
         # An optimizer with `use_ema` has replaced the weights by averages.
         for (weight, _), members in zip(self._shared, self._members):
             values = ops.convert_to_numpy(weight)
             clusters = ops.convert_to_numpy(members)
             weight.assign(_made_equal(values, clusters))
-        self._hook.remove()
-        del self._hook, self._shared, self._members
 
     def _sum_gradients(self, gradients, variables):
         indices = {id(variable): i for i, variable in enumerate(variables)}

@@ -185,6 +185,59 @@ def test_a_resumed_run_ends_like_one_never_stopped(tmp_path):
     assert same_weights(weights_of(resumed), weights_of(whole), 1e-6)
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_fit_without_an_epoch_changes_nothing(epochs):
+    x, y = vectors()
+    model = mlp(8)
+    model.compile("adam", LOSS)
+    before = weights_of(model)
+    model.fit(
+        x,
+        y,
+        epochs=epochs,
+        initial_epoch=epochs,
+        verbose=0,
+        callbacks=[WeightSharing(4)],
+    )
+    assert same_weights(weights_of(model), before)
+    assert "apply" not in vars(model.optimizer)
+
+
+class StopAtTheEnd(keras.callbacks.Callback):
+    """Ends a `fit()` between its last epoch and the end of the training."""
+
+    def on_train_end(self, logs=None):
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("backup_first", [True, False])
+def test_a_run_stopped_after_its_last_epoch(tmp_path, backup_first):
+    x, y = vectors(32)
+
+    def run(*more):
+        model = mlp(8)
+        model.compile(keras.optimizers.Adam(0.01), LOSS)
+        callbacks = [
+            WeightSharing(4),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        ]
+        if backup_first:
+            callbacks.reverse()
+        callbacks = [*more, *callbacks]
+        model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+        return model
+
+    trained = []
+    stop = StopAtTheEnd()
+    stop.on_epoch_end = lambda *_: trained.append(weights_of(stop.model))
+    with pytest.raises(InterruptedError):
+        run(stop)
+    resumed = run()
+    for weight, last in zip(resumed.weights, trained[-1]):
+        np.testing.assert_array_equal(to_numpy(weight.value), last)
+    assert all(len(np.unique(kernel)) == 4 for kernel in kernels_of(resumed))
+
+
 def test_the_student_of_a_distiller_is_shared():
     x, y = vectors()
     distiller = Distiller(student=mlp(8), teacher=mlp(16))
