@@ -4,14 +4,18 @@ Of all kernels of the same rank, the truncated singular value decomposition is
 the nearest to the old one, in the sum of squared differences.
 """
 
+import itertools
+
 import numpy as np
 from keras import layers
 from keras import ops
 
 from keras_distill import _arguments
 from keras_distill._graphs import Copier
+from keras_distill._graphs import graphs
 from keras_distill._graphs import layer_at
 from keras_distill._graphs import new_layer
+from keras_distill._graphs import nodes
 from keras_distill.compression._models import check_model
 from keras_distill.compression._models import has_plain_kernel
 from keras_distill.compression._models import layers_of
@@ -25,13 +29,13 @@ def factorize(model, rank=None, energy=None):
         Dense(units)               Dense(rank), Dense(units)
         Conv2D(filters, k x k)     Conv2D(rank, k x k), Conv2D(filters, 1 x 1)
 
-    The first is named `"{name}_in"`, keeps strides, padding and dilation, and
-    has neither bias nor activation; the second keeps the name, bias and
-    activation; initializer and regularizer of the kernel go to both. As a
-    matrix of shape `(k * k * inputs, filters)`, the kernel is approximated by
-    its truncated singular value decomposition `u s v`, shared out as
-    `u sqrt(s)` and `sqrt(s) v`. At the full rank of the kernel the copy gives
-    the same outputs, up to rounding.
+    The first is named `"{name}_in"` (`"{name}_in_2"` if a layer has that name),
+    keeps strides, padding and dilation, and has neither bias nor activation;
+    the second keeps the name, bias and activation; initializer and regularizer
+    of the kernel go to both. As a matrix of shape `(k * k * inputs, filters)`,
+    the kernel is approximated by its truncated singular value decomposition
+    `u s v`, shared out as `u sqrt(s)` and `sqrt(s) v`. At the full rank of the
+    kernel the copy gives the same outputs, up to rounding.
 
     A layer is replaced only where that saves parameters:
     `rank * (k * k * inputs + filters) < k * k * inputs * filters`. Layers with
@@ -105,12 +109,18 @@ def _by_energy(model, energy):
     factors = {}
     for layer in filter(_is_suitable, layers_of(model)):
         u, s, v = _decomposed(layer)
-        kept = np.cumsum(s**2) / max(np.sum(s**2), np.finfo("float64").tiny)
-        # The rounding of float32 adds ranks that hold no energy.
-        rank = 1 + int(np.argmax(kept >= energy - 1e-12))
+        rank = _smallest_rank(s, energy)
         if rank <= _largest_rank(layer):
             factors[layer] = _truncated(u, s, v, rank)
     return factors
+
+
+def _smallest_rank(s, energy):
+    """Return how many singular values keep a share of their energy."""
+    kept = np.cumsum(s**2)
+    # The rounding of float32 adds ranks that hold no energy. Compared with the
+    # last sum and no other, as sums in another order may differ by more.
+    return 1 + int(np.searchsorted(kept, (energy - 1e-12) * kept[-1]))
 
 
 def _by_rank(model, rank):
@@ -178,11 +188,15 @@ def _truncated(u, s, v, rank):
 
 def _with_factors(model, factors):
     """Return the copy that has two layers in the place of each in `factors`."""
+    taken = {
+        node.operation.name for graph in graphs(model) for node in nodes(graph)
+    }
 
     def replace(layer):
         if layer not in factors:
             return None
-        return _two_layers(layer, rank=factors[layer][0].shape[-1])
+        rank = factors[layer][0].shape[-1]
+        return _two_layers(layer, rank, _free_name(f"{layer.name}_in", taken))
 
     copier = Copier(replace)
     copy = copier.copy(model)
@@ -195,9 +209,15 @@ def _with_factors(model, factors):
     return copy
 
 
-def _two_layers(layer, rank):
+def _free_name(name, taken):
+    """Return the name, with a number if a layer of the model has it."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(x for x in itertools.chain([name], numbered) if x not in taken)
+
+
+def _two_layers(layer, rank, first_name):
     linear = {
-        "name": f"{layer.name}_in",
+        "name": first_name,
         "activation": None,
         "use_bias": False,
         "bias_regularizer": None,

@@ -10,6 +10,7 @@ from common import weights_of
 from keras import layers
 
 from keras_distill.compression import factorize
+from keras_distill.compression import low_rank as low_rank_module
 
 IMAGE = (9, 9, 4)
 
@@ -87,6 +88,43 @@ def test_energy():
     for energy, rank in [(0.4, 1), (0.7, 2), (0.76, 3), (0.9, 4), (1, 6)]:
         first = factorize(model, energy=energy).layers[1]
         assert first.units == rank
+
+
+def test_energy_of_many_values_whose_sums_are_rounded():
+    # Added one after another, they miss their sum by 1.4e-12 of it.
+    assert low_rank_module._smallest_rank(np.full(10**5, 0.9), 1.0) == 10**5
+    assert low_rank_module._smallest_rank(np.zeros(3), 1.0) == 1
+
+
+def test_what_is_factorized_twice():
+    model = model_of(layers.Dense(40, name="layer"), (40,))
+    once = factorize(model, rank=15)
+    twice = factorize(once, rank={"layer": 5, "layer_in": 6})
+    thrice = factorize(twice, rank={"layer": 3})
+    names = [layer.name for layer in thrice.layers[1:]]
+    assert names == [
+        "layer_in_in",
+        "layer_in",
+        "layer_in_2",
+        "layer_in_3",
+        "layer",
+    ]
+    assert [layer.units for layer in thrice.layers[1:]] == [6, 15, 5, 3, 40]
+    same_outputs(once, factorize(once, energy=1.0))
+
+
+def test_a_name_that_is_taken_in_a_model_inside():
+    inner = keras.Sequential(
+        [
+            keras.Input((20,)),
+            layers.Dense(20, name="layer"),
+            layers.ReLU(name="layer_in"),
+        ]
+    )
+    model = keras.Sequential([keras.Input((20,)), inner])
+    (copy,) = factorize(model, rank=4).layers
+    names = [layer.name for layer in copy.layers]
+    assert names == ["layer_in_2", "layer", "layer_in"]
 
 
 def test_what_saves_nothing_stays():
