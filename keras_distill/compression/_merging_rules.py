@@ -59,8 +59,10 @@ def concatenate(coupling, node, read):
 
 def attend(coupling, node, read):
     """Products of queries and keys: a channel counts if it is in both."""
-    tensors = node.input_tensors
-    if len(tensors) != len(node.arguments.args[0]):  # There are masks.
+    tensors, arguments = node.input_tensors, node.arguments
+    # The list of them may be given by name.
+    given = (*arguments.args, arguments.kwargs.get("inputs"))[0]
+    if len(tensors) != len(given):  # There are masks.
         return coupling.pin(*read)
     axis = len(tensors[0].shape) - 1
     # Without keys, values are the keys.

@@ -284,6 +284,24 @@ def attention_to_itself(x):
     return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
 
 
+@graph((7, 4), q=4, k=4, v=3)
+def attention_by_name(x):
+    query = layers.Dense(8, name="q")(x)
+    key = layers.Dense(8, name="k")(x)
+    value = layers.Dense(6, name="v")(x)
+    x = layers.Attention()(inputs=[query, value, key])
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+@graph((7, 4), a=8, b=8, c=4)
+def attention_with_masks(x):
+    a, b = layers.Dense(8, name="a")(x), layers.Dense(8, name="b")(x)
+    mask = x[..., 0] > 0
+    x = layers.Attention()(mask=[mask, mask], inputs=[a, b])
+    x = layers.GlobalAveragePooling1D()(x)
+    return layers.Dense(2)(layers.Dense(8, name="c")(x))
+
+
 @graph(IMAGE, a=4, shared=4)
 def shared_layers(x):
     shared, norm = conv(8, "shared"), layers.BatchNormalization()
