@@ -15,7 +15,9 @@ from keras import layers
 from keras_distill import Distiller
 from keras_distill.compression import export_litert
 from keras_distill.compression import litert
+from keras_distill.compression import pack
 from keras_distill.compression import quantize_aware
+from keras_distill.compression import unpack
 
 # In the other backends, each export starts a process of its own.
 tensorflow_only = pytest.mark.skipif(
@@ -167,6 +169,18 @@ def test_half_precision_and_a_batch_of_fixed_size(tmp_path):
     x, _ = vectors(count=4)
     (answer,) = answers_of(tmp_path / "model.tflite", x)
     np.testing.assert_allclose(answer, to_numpy(model(x)), atol=0.05)
+
+
+def test_a_packed_model(tmp_path):
+    x, _ = images(count=8)
+    model = student()
+    model(x, training=True)
+    pack(model, tmp_path / "packed")
+    export_litert(unpack(tmp_path / "packed"), tmp_path / "model.tflite")
+    (answer,) = answers_of(tmp_path / "model.tflite", x)
+    expected = to_numpy(model(x, training=False))
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
