@@ -92,6 +92,23 @@ def test_zeros_stay_zero_while_more_come(optimizer, steps):
         assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
 
 
+# `torch.compile` reads gradients of tensors that have none, of Keras's own too.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.*:UserWarning")
+@pytest.mark.skipif(BACKEND != "torch", reason="the tests above compile")
+def test_zeros_stay_zero_in_steps_that_pytorch_compiles():
+    x, y = vectors(32)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5)])
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    compiled(model, optimizer, jit_compile=True)
+    watch = Watch()
+    pruning = MagnitudePruning(0.8, end_step=3)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[pruning, watch])
+    assert watch.back == 0
+    assert np.all(np.diff(watch.sparsities) > 0)
+    assert watch.sparsities[-1] == 0.8
+
+
 def test_the_schedule_is_the_published_one():
     pruning = MagnitudePruning(
         0.9, initial_sparsity=0.3, begin_step=10, end_step=50

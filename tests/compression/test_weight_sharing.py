@@ -114,6 +114,23 @@ def test_members_stay_equal_to_the_bit_and_move(optimizer):
     assert "apply" not in vars(model.optimizer)
 
 
+# `torch.compile` reads gradients of tensors that have none, of Keras's own too.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.*:UserWarning")
+@pytest.mark.skipif(BACKEND != "torch", reason="the tests above compile")
+def test_members_stay_equal_in_steps_that_pytorch_compiles():
+    x, y = vectors(32)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5)])
+    optimizer = keras.optimizers.SGD(0.001, momentum=0.9)
+    model.compile(optimizer, LOSS, jit_compile=True)
+    watch = Watch()
+    model.fit(
+        x, y, batch_size=8, verbose=0, callbacks=[WeightSharing(4), watch]
+    )
+    assert watch.distinct == 4
+    assert len(watch.values) == 4
+
+
 def test_pruned_weights_stay_zero():
     x, y = vectors(64)
     model = mlp(16)
