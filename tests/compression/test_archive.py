@@ -1,5 +1,6 @@
 """What was packed comes back to the bit, or not at all."""
 
+import base64
 import json
 import os
 import re
@@ -313,6 +314,36 @@ def test_what_cannot_be_packed(tmp_path):
 def test_the_dictionary_is_part_of_the_format():
     """Files written with another one can't be read: it never changes."""
     assert zlib.crc32(archive._PHRASES) == 0x255B6A0B
+
+
+# What `pack` of version 0.1.0 wrote, in format 1.
+GOLDEN = """
+S0RQAcCiaSkuQVVfTwAAAKOs7k3Pz0kZ4P4vDbf9DrlaN3EwFFcmo6XVCCutSKhvidyQOrr9
+dHT76ej2U/psP6VKczmZxjnW0IyImsdo9BSHEVb1mBBoJhvHUlyzAQDp3Jd45YbkjXWeS9EA
+AAAAPgcAAM0BAADL4s+jK+EzkMmowlvenW6p1t/cbf8NQHocACae5RsXSErlYuhVjGVYhoci
+0QAAAHYAAAAAL4BdAPcZlx0sAGB3O2c5xHzZRfmZKXKqMIOuVA==
+"""
+GOLDEN_WEIGHTS = {
+    "a/kernel": [[0, 0.5, 0, -0.25], [0.5, 0, 0, 0], [0, 0, -0.0, 0.5]],
+    "a/bias": [0, 1 / 3, 2 / 3, 1],
+    "b/gamma": [1, 1, 1, 1],
+    "b/beta": [0, 0, 0, 0],
+    "b/moving_mean": [0.1, 0.2, 0.3, 0.4],
+    "b/moving_variance": [1, 2, 3, 4],
+    "c/kernel": [[i / 7 - 0.5, (i + 1) / 7 - 0.5] for i in (0, 2, 4, 6)],
+}
+
+
+def test_what_an_older_version_packed_is_read(tmp_path):
+    (tmp_path / "golden").write_bytes(base64.b64decode(GOLDEN))
+    model = unpack(tmp_path / "golden")
+    assert (model.name, model.input_shape) == ("golden", (None, 3))
+    assert [w.path for w in model.weights] == list(GOLDEN_WEIGHTS)
+    for weight, expected in zip(model.weights, GOLDEN_WEIGHTS.values()):
+        dtype = "float16" if weight.path == "c/kernel" else "float32"
+        array = to_numpy(weight.value)
+        assert array.dtype == dtype
+        assert array.tobytes() == np.array(expected, dtype).tobytes()
 
 
 OTHER = textwrap.dedent(
