@@ -24,7 +24,7 @@ import pruning
 from keras_distill.compression import prune_channels
 
 # The smallest inputs that they take, where 32 is too small.
-SIZES = {"Xception": 71, "InceptionV3": 75}
+SIZES = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
 FAMILIES = (
     "ResNet50",
     "ResNet50V2",
@@ -38,6 +38,7 @@ FAMILIES = (
     "VGG16",
     "Xception",
     "InceptionV3",
+    "InceptionResNetV2",
     "NASNetMobile",
     "ConvNeXtTiny",
 )
