@@ -130,3 +130,32 @@ class Probe(keras.layers.Layer):
     def call(self, inputs):
         self.seen.assign(keras.ops.cast(inputs, "float32"))
         return inputs
+
+
+class Subclassed(keras.Model):
+    """A model that does not show which layer follows which."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Tied(layers.Layer):
+    """Multiplies by the kernel of another layer, transposed."""
+
+    def __init__(self, other, **kwargs):
+        super().__init__(**kwargs)
+        self.other = other
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.other.kernel))
+
+
+def with_tied_layers():
+    """A model of which two layers share a variable."""
+    inputs = keras.Input((5,))
+    dense = layers.Dense(4, name="dense")
+    return keras.Model(inputs, Tied(dense, name="tied")(dense(inputs)))

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import Subclassed
 from common import to_numpy
 from common import weights_of
+from common import with_tied_layers
 from keras import layers
 from keras import ops
 from reference import networks
@@ -623,15 +625,6 @@ def test_structures_of_inputs_and_outputs():
     keras.tree.assert_same_structure(small.output, model.output)
 
 
-class Subclassed(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = layers.Dense(4)
-
-    def call(self, x):
-        return self.dense(x)
-
-
 def test_a_subclassed_model_inside_keeps_its_channels():
     inputs = keras.Input((5,))
     x = Subclassed()(layers.Dense(4, name="a")(inputs))
@@ -642,25 +635,15 @@ def test_a_subclassed_model_inside_keeps_its_channels():
     assert small.get_layer("b").units == 2
 
 
-class Tied(layers.Layer):
-    def __init__(self, other, **kwargs):
-        super().__init__(**kwargs)
-        self.other = other
-
-    def call(self, inputs):
-        return ops.matmul(inputs, ops.transpose(self.other.kernel))
-
-
 def test_refused_models():
     for model in (Subclassed(), keras.Sequential([layers.Dense(4)]), len):
         with pytest.raises(ValueError, match=r"functional.*Received: model="):
             prune_channels(model, 0.5)
-    inputs = keras.Input((5,))
-    dense = layers.Dense(4, name="dense")
-    model = keras.Model(inputs, Tied(dense, name="tied")(dense(inputs)))
     with pytest.raises(ValueError, match=r"'dense' and 'tied'.*kernel"):
-        prune_channels(model, 0.5)
-    model = keras.Model(inputs, layers.Lambda(lambda x: 2 * x)(dense(inputs)))
+        prune_channels(with_tied_layers(), 0.5)
+    inputs = keras.Input((5,))
+    x = layers.Dense(4)(inputs)
+    model = keras.Model(inputs, layers.Lambda(lambda x: 2 * x)(x))
     with pytest.raises(ValueError, match=r"'lambda'.*can't be built anew"):
         prune_channels(model, 0)
     model = keras.Model(inputs, layers.Dense(4)(inputs))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import Subclassed
 from common import images
 from common import mlp
 from common import to_numpy
@@ -226,11 +227,6 @@ def test_without_the_extra(tmp_path, monkeypatch):
 def any_size():
     inputs = keras.Input((None, 3), name="text")
     return keras.Model(inputs, layers.GlobalMaxPooling1D()(inputs))
-
-
-class Subclassed(keras.Model):
-    def call(self, inputs):
-        return inputs
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import Subclassed
 from common import same_outputs
 from common import to_numpy
 from common import weights_of
+from common import with_tied_layers
 from keras import layers
 
 from keras_distill.compression import factorize
@@ -247,5 +249,9 @@ def test_refused_arguments(arguments, message):
 
 
 def test_refused_models():
-    with pytest.raises(ValueError, match=r"`factorize` needs a functional"):
-        factorize(keras.Sequential([layers.Dense(4)]), rank=1)
+    for model in (Subclassed(), keras.Sequential([layers.Dense(4)])):
+        with pytest.raises(ValueError, match=r"`factorize` needs a functional"):
+            factorize(model, rank=1)
+    message = r"`factorize` can't part.*'dense' and 'tied'.*dense/kernel'"
+    with pytest.raises(ValueError, match=message):
+        factorize(with_tied_layers(), rank=1)

@@ -313,6 +313,7 @@ def test_the_student_of_a_distiller_is_pruned():
     [
         (dict(final_sparsity=1.0), "`final_sparsity` must be below 1"),
         (dict(final_sparsity=-0.1), "`final_sparsity` must be a number"),
+        (dict(initial_sparsity=1), "`initial_sparsity` must be below 1.*=1"),
         (dict(initial_sparsity=0.9), "Zeros are never taken back"),
         (dict(begin_step=9), "`end_step` must not be before"),
         (dict(end_step=1.5), "`end_step` must be a whole number"),
@@ -341,3 +342,11 @@ def test_wrong_models_are_refused():
     pruning.model.compile("sgd", LOSS)
     with pytest.raises(ValueError, match="needs a model that is built"):
         pruning.on_train_begin()
+
+
+def test_a_model_without_an_optimizer_is_refused():
+    x, y = vectors()
+    pruning = MagnitudePruning(0.5, end_step=5)
+    message = "MagnitudePruning needs a model that is compiled with an optim"
+    with pytest.raises(ValueError, match=message):
+        compiled(mlp(), None).fit(x, y, verbose=0, callbacks=[pruning])

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from common import Subclassed
 from common import cnn
 from common import images
 from common import mlp
@@ -10,6 +11,7 @@ from common import to_numpy
 from common import value_and_gradient
 from common import vectors
 from common import weights_of
+from common import with_tied_layers
 from keras import layers
 from keras import ops
 
@@ -254,11 +256,13 @@ def in_int8():
     "make, message",
     [
         (lambda: keras.Sequential([layers.Dense(4)]), "needs a functional"),
+        (Subclassed, "`quantize_aware` needs a functional.*Subclassed"),
+        (with_tied_layers, "can't part.*'dense' and 'tied'.*dense/kernel'"),
         (called_twice, "called once.*'twice', called more than once"),
         (in_int8, "plain kernels.*which is quantized or has LoRA"),
         (lambda: quantize_aware(mlp()), "plain kernels.*_range', which is qu"),
     ],
-    ids=["no graph", "shared", "quantized", "twice"],
+    ids=["no graph", "subclassed", "tied", "shared", "quantized", "twice"],
 )
 def test_refused_models(make, message):
     with pytest.raises(ValueError, match=message):

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import Subclassed
 from common import same_outputs
 from common import to_numpy
 from common import weights_of
+from common import with_tied_layers
 from keras import layers
 
 from keras_distill.compression import separate
@@ -146,5 +148,9 @@ def test_a_copy_trains():
 
 
 def test_refused_models():
-    with pytest.raises(ValueError, match=r"`separate` needs a functional"):
-        separate(keras.Sequential([layers.Conv2D(4, 3)]))
+    for model in (Subclassed(), keras.Sequential([layers.Conv2D(4, 3)])):
+        with pytest.raises(ValueError, match=r"`separate` needs a functional"):
+            separate(model)
+    message = r"`separate` can't part.*'dense' and 'tied'.*dense/kernel'"
+    with pytest.raises(ValueError, match=message):
+        separate(with_tied_layers())

@@ -276,3 +276,19 @@ def test_unknown_keys_are_refused():
     sharing = WeightSharing({"Dense": 4, "Conv2D": 8})
     with pytest.raises(ValueError, match=r"\['Conv2D'\].*'dense'"):
         model.fit(x, y, verbose=0, callbacks=[sharing])
+
+
+def test_models_that_are_not_ready_are_refused():
+    x, y = vectors()
+    model = mlp()
+    model.compile(None, LOSS)
+    message = "WeightSharing needs a model that is compiled with an optimizer"
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, verbose=0, callbacks=[WeightSharing(4)])
+    raw = keras.Sequential([keras.layers.Dense(2)], name="raw")
+    raw.compile("sgd", LOSS)
+    sharing = WeightSharing(4)
+    sharing.set_model(raw)
+    message = "WeightSharing needs a model that is built .*'raw', which has no"
+    with pytest.raises(ValueError, match=message):
+        sharing.on_train_begin()
