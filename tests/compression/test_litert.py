@@ -13,7 +13,11 @@ from common import to_numpy
 from common import vectors
 from keras import layers
 
+from keras_distill import ClassicKD
+from keras_distill import ConsistentAugment
 from keras_distill import Distiller
+from keras_distill import InceptionCrop
+from keras_distill import MixUp
 from keras_distill.compression import export_litert
 from keras_distill.compression import litert
 from keras_distill.compression import pack
@@ -113,6 +117,36 @@ def test_a_student_that_learned_in_int8(tmp_path):
         "FULLY_CONNECTED",
         "DEQUANTIZE",
     ]
+
+
+def test_a_distiller_that_augments(tmp_path):
+    x, y = images()
+    augment = ConsistentAugment([InceptionCrop(8, 8), MixUp()])
+    distiller = Distiller(
+        student=student(), teacher=student("teacher"), augment=augment
+    )
+    distiller.compile("adam", ClassicKD())
+    distiller.fit(x, y, verbose=0)
+    path = tmp_path / "model.tflite"
+    export_litert(distiller, path)
+    (answer,) = answers_of(path, x)
+    expected = to_numpy(distiller.student(x, training=False))
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
+
+
+@tensorflow_only
+def test_a_model_that_learned_int8_by_itself(tmp_path):
+    x, y = images(count=64)
+    copy = quantize_aware(student())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    copy.compile(keras.optimizers.SGD(1e-4), loss)
+    copy.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    path = tmp_path / "model.tflite"
+    export_litert(copy, path, "int8", representative_data=x)
+    (answer,) = answers_of(path, x)
+    expected = to_numpy(copy(x, training=False))
+    difference = np.abs(answer - expected) / np.ptp(expected)
+    assert difference.max() < 0.05 and difference.mean() < 0.006
 
 
 @tensorflow_only

@@ -90,6 +90,10 @@ def test_zeros_save_no_time_and_channels_do():
         "narrow": prune_channels(dense, 0.5),
     }
     found = compare(models, litert=["float32"]).to_dict()
+    for name, model in models.items():
+        values = np.concatenate([w.ravel() for w in model.get_weights()])
+        counts = found[name]["parameters"], found[name]["nonzero_parameters"]
+        assert counts == (values.size, np.count_nonzero(values))
     # The fastest turns, for a busy machine slows others down.
     dense, zeros, narrow = (
         found[name]["litert_float32_ms_low"] for name in models
