@@ -20,10 +20,12 @@ from keras_distill.compression.quantization_aware import with_constants
 
 PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
 _NUM_EXAMPLES = 512
-_NUM_COMPARED = 4
-# Of the largest output. On a CPU the difference is 1e-6; convolutions in TF32,
-# the default of GPUs, are off by 1e-3.
-_TOLERANCE = 5e-3
+_NUM_RANDOM = 8
+_NUM_COMPARED = 16
+# Of the largest output, where nothing is rounded to 8 bits. On a CPU the
+# difference is 1e-6; convolutions in TF32, the default of GPUs, are off by
+# 1e-3. A kernel in float16 is off by 5e-4, and there are many in a row.
+_TOLERANCES = {"float32": 5e-3, "float16": 5e-2}
 
 
 def export_litert(model, path, precision="float32", representative_data=None):
@@ -71,8 +73,9 @@ def export_litert(model, path, precision="float32", representative_data=None):
             shape, or if an argument does not fit.
         RuntimeError: if the model can't be converted, or if the file returns
             something else than the model: a difference above 0.5 % of the
-            largest output in float32, and in other precisions numbers that are
-            not finite, or off by half the spread of the outputs on average.
+            largest output in float32, or 5 % in float16, and in 8 bits numbers
+            that are not finite, or off by half the spread of the outputs on
+            average.
 
     Example:
 
@@ -153,7 +156,7 @@ def _check_precision(precision, aware, representative_data):
 def _examples(model, data):
     """Return an array for each input, of the same number of examples."""
     if data is None:
-        return [_random_numbers(tensor) for tensor in model.inputs]
+        return random_inputs(model)
     whole = hasattr(data, "shape") or isinstance(data, dict)
     batches = [data] if whole else data
     collected, count = [], 0
@@ -172,13 +175,18 @@ def _examples(model, data):
     ]
 
 
-def _random_numbers(tensor):
+def random_inputs(model):
+    """Return a few inputs of the right shapes, which mean nothing."""
     generator = np.random.default_rng(0)
-    shape = (_NUM_COMPARED, *tensor.shape[1:])
-    if "float" in tensor.dtype:
-        return generator.normal(size=shape).astype(tensor.dtype)
-    # Of indices, only the smallest are known to be valid.
-    return generator.integers(0, 2, size=shape).astype(tensor.dtype)
+
+    def draw(tensor):
+        shape = (_NUM_RANDOM, *tensor.shape[1:])
+        if "float" in tensor.dtype:
+            return generator.normal(size=shape).astype(tensor.dtype)
+        # Of indices, only the smallest are known to be valid.
+        return generator.integers(0, 2, size=shape).astype(tensor.dtype)
+
+    return [draw(tensor) for tensor in model.inputs]
 
 
 def _checked(model, batch):
@@ -217,7 +225,9 @@ def _in_float32(model):
 
 def _check_file(content, model, precision, examples):
     """Raise a RuntimeError if a file does not return what the model does."""
-    examples = [array[:_NUM_COMPARED] for array in examples]
+    # From all over the data, which may be sorted by class.
+    step = -(-len(examples[0]) // _NUM_COMPARED)
+    examples = [array[::step] for array in examples]
     inputs = tree.pack_sequence_as(model.input, examples)
     expected = tree.flatten(model(inputs, training=False))
     answers = _answers(content, model, examples)
@@ -248,9 +258,9 @@ def _answers(content, model, examples):
 
 def _check_output(name, answer, expected, precision):
     difference = np.abs(answer - expected)
-    if precision == "float32":
+    if precision in _TOLERANCES:
         difference = np.max(difference)
-        limit = _TOLERANCE * np.max(np.abs(expected)) + 1e-6
+        limit = _TOLERANCES[precision] * np.max(np.abs(expected)) + 1e-6
     else:
         difference = np.mean(difference)
         # 1 / 256 is one step of a softmax in int8.

@@ -12,8 +12,6 @@ from keras_distill._outputs import known_inputs
 from keras_distill.compression.kernels import student_of
 from keras_distill.compression.litert import PRECISIONS
 
-_NUM_RANDOM = 8
-
 
 def named_models(models):
     """Return `{name: model}`, all of them such that they can be measured."""
@@ -163,17 +161,3 @@ def inputs_of(model, x):
     if isinstance(x, dict) and not isinstance(known_inputs(model), dict):
         return [x[tensor.name] for tensor in model.inputs]
     return tree.flatten(x)
-
-
-def random_inputs(model):
-    """Return a few inputs of the right shapes, which mean nothing."""
-    generator = np.random.default_rng(0)
-
-    def draw(tensor):
-        shape = (_NUM_RANDOM, *tensor.shape[1:])
-        if "float" in tensor.dtype:
-            return generator.normal(size=shape).astype(tensor.dtype)
-        # Of indices, only the smallest are known to be valid.
-        return generator.integers(0, 2, size=shape).astype(tensor.dtype)
-
-    return [draw(tensor) for tensor in model.inputs]

@@ -7,11 +7,11 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill.compression.litert import random_inputs
 from keras_distill.reports.arguments import check_data
 from keras_distill.reports.arguments import check_precisions
 from keras_distill.reports.arguments import inputs_of
 from keras_distill.reports.arguments import named_models
-from keras_distill.reports.arguments import random_inputs
 from keras_distill.reports.calls import infer
 from keras_distill.reports.energy import energies
 from keras_distill.reports.files import write_files

@@ -224,7 +224,7 @@ def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
     path.write_bytes(b"older")
     x, _ = vectors()
     monkeypatch.setattr(litert, "convert", lambda *arguments: b"")
-    wrong = {"output_0": 1e3 * np.ones((4, 5))}
+    wrong = {"output_0": 1e3 * np.ones((16, 5))}
     monkeypatch.setattr(litert, "_answers", lambda *arguments: wrong)
     with pytest.raises(RuntimeError, match=r"not written.*output_0 differs"):
         export_litert(mlp(), path, precision, representative_data=x)
@@ -232,6 +232,41 @@ def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"output_0 differs .* by nan"):
         export_litert(mlp(), path, precision, representative_data=x)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"older"]
+
+
+def test_float16_is_held_to_more_than_8_bits(tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    monkeypatch.setattr(litert, "convert", lambda *arguments: b"new")
+    monkeypatch.setattr(
+        litert,
+        "_answers",
+        lambda content, model, examples: {
+            "output_0": 1.1 * to_numpy(model(examples[0]))
+        },
+    )
+    with pytest.raises(RuntimeError, match="in float16 its output_0 differs"):
+        export_litert(mlp(), path, "float16")
+    export_litert(mlp(), path, "dynamic_int8")
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 70])
+def test_files_are_tried_with_examples_from_everywhere(
+    count, tmp_path, monkeypatch
+):
+    seen = []
+
+    def answers(content, model, examples):
+        seen.append(examples[0])
+        return {"output_0": to_numpy(model(examples[0]))}
+
+    monkeypatch.setattr(litert, "convert", lambda *arguments: b"new")
+    monkeypatch.setattr(litert, "_answers", answers)
+    x, _ = vectors(count)
+    path = tmp_path / "model.tflite"
+    export_litert(mlp(), path, "int8", representative_data=x)
+    step = {1: 1, 16: 1, 17: 2, 70: 5}[count]
+    np.testing.assert_array_equal(seen[0], x[::step])
 
 
 @keras.saving.register_keras_serializable(package="only in this process")
