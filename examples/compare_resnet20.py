@@ -76,7 +76,9 @@ def main():
         "90 % zeros": taught(zeros, teacher, x, options, [pruning]),
         "half the channels": taught(half, teacher, x, options),
     }
-    report = compare(models, (x_test, y_test), litert)
+    report = compare(
+        models, (x_test, y_test), litert, representative_data=x[:512]
+    )
     print(report)
     (options.out / "comparison.md").write_text(f"{report.to_markdown()}\n")
     report.plot(options.out / "comparison.png")

@@ -69,7 +69,11 @@ def main():
         ),
     )
     if options.report:
-        comparison = compare({whole.name: whole, "half": half}, scored)
+        comparison = compare(
+            {whole.name: whole, "half": half},
+            scored,
+            representative_data=data[0][:512],
+        )
         print(comparison)
         path = options.workdir / "comparison.md"
         path.write_text(comparison.to_markdown() + "\n")

@@ -97,7 +97,7 @@ def export_litert(model, path, precision="float32", representative_data=None):
         model = keras.Model(model.inputs[0], model.outputs[0])
     aware = is_quantization_aware(model)
     _check_precision(precision, aware, representative_data)
-    examples = _examples(model, representative_data)
+    examples = examples_of(model, representative_data)
     plain = _in_float32(with_constants(model) if aware else model)
     ranges = precision == "int8" and not aware
     try:
@@ -153,8 +153,13 @@ def _check_precision(precision, aware, representative_data):
         )
 
 
-def _examples(model, data):
-    """Return an array for each input, of the same number of examples."""
+def examples_of(model, data):
+    """Return an array for each input, of the same number of examples.
+
+    Args:
+        model: a model with a graph.
+        data: as in `export_litert`.
+    """
     if data is None:
         return random_inputs(model)
     whole = hasattr(data, "shape") or isinstance(data, dict)
@@ -192,7 +197,9 @@ def random_inputs(model):
 def _checked(model, batch):
     """Return the inputs in a batch of representative data, as arrays."""
     inputs = batch[0] if isinstance(batch, tuple) else batch
-    if isinstance(inputs, dict) and not isinstance(model.input, dict):
+    # A Sequential model has `inputs`, and no `input` before it was called.
+    structure = getattr(model, "input", None)
+    if isinstance(inputs, dict) and not isinstance(structure, dict):
         inputs = [inputs.get(tensor.name) for tensor in model.inputs]
     arrays = [np.asarray(value) for value in tree.flatten(inputs)]
     expected = [tuple(tensor.shape[1:]) for tensor in model.inputs]

@@ -1,5 +1,6 @@
 """What `compare` is given: checked, and in the form that the rest reads."""
 
+import collections.abc
 import importlib.util
 
 import keras
@@ -11,6 +12,7 @@ from keras_distill._graphs import check_graph
 from keras_distill._outputs import known_inputs
 from keras_distill.compression.kernels import student_of
 from keras_distill.compression.litert import PRECISIONS
+from keras_distill.compression.litert import examples_of
 
 
 def named_models(models):
@@ -161,3 +163,20 @@ def inputs_of(model, x):
     if isinstance(x, dict) and not isinstance(known_inputs(model), dict):
         return [x[tensor.name] for tensor in model.inputs]
     return tree.flatten(x)
+
+
+def samples_for_ranges(models, data, representative_data):
+    """Return for each model the inputs that int8 files get ranges from."""
+    if isinstance(representative_data, collections.abc.Iterator):
+        raise TypeError(
+            "`representative_data` is read once for each model, and an "
+            "iterator can be read only once. Give an array, a dict of arrays, "
+            "a list of batches or a `tf.data.Dataset`. "
+            f"Received: {representative_data!r}"
+        )
+    if representative_data is None and data:
+        return {name: inputs_of(m, data[0]) for name, m in models.items()}
+    return {
+        name: examples_of(model, representative_data)
+        for name, model in models.items()
+    }

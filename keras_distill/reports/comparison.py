@@ -7,11 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
-from keras_distill.compression.litert import random_inputs
 from keras_distill.reports.arguments import check_data
 from keras_distill.reports.arguments import check_precisions
-from keras_distill.reports.arguments import inputs_of
 from keras_distill.reports.arguments import named_models
+from keras_distill.reports.arguments import samples_for_ranges
 from keras_distill.reports.calls import infer
 from keras_distill.reports.energy import energies
 from keras_distill.reports.files import write_files
@@ -23,7 +22,11 @@ from keras_distill.reports.table import Comparison
 
 
 def compare(
-    models, data=None, litert=("float32", "float16", "int8"), rounds=20
+    models,
+    data=None,
+    litert=("float32", "float16", "int8"),
+    rounds=20,
+    representative_data=None,
 ):
     """Return what models cost and how good they are, side by side.
 
@@ -63,6 +66,10 @@ def compare(
         litert: precisions of LiteRT files, as in `export_litert`. `()` leaves
             them out, and the time with them.
         rounds: how many turns each file has when it is timed.
+        representative_data: inputs as in training, from which `"int8"` gets its
+            ranges, as in `export_litert`, but no iterator. Without them, the
+            first 512 samples of `data` are taken, which are then scored too;
+            without `data`, random numbers.
 
     Returns:
         A `Comparison`: `print` it for a table. A figure that can't be had is
@@ -70,7 +77,8 @@ def compare(
 
     Raises:
         ImportError: if LiteRT is not installed and `litert` is not `()`.
-        TypeError: if one of `models` is not a model.
+        TypeError: if one of `models` is not a model, or
+            `representative_data` is an iterator.
         ValueError: if `models` is empty, or one of them is not built, has no
             graph or inputs of unknown size; if two have the same name; or if
             models and data don't fit.
@@ -97,15 +105,15 @@ def compare(
     rounds = _arguments.positive_int("rounds", rounds)
     if data is not None:
         data = check_data(models, data)
+    samples = samples_for_ranges(models, data, representative_data)
     notes, files = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, model) in enumerate(models.items()):
             place = pathlib.Path(folder, str(index))
             place.mkdir()
-            samples = (
-                inputs_of(model, data[0]) if data else random_inputs(model)
+            files[name], refused = write_files(
+                model, place, litert, samples[name]
             )
-            files[name], refused = write_files(model, place, litert, samples)
             notes += [
                 f"{form} of {name}: {why}" for form, why in refused.items()
             ]

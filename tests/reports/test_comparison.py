@@ -24,6 +24,7 @@ from keras_distill import compare
 from keras_distill.compression import export_litert
 from keras_distill.compression import pack
 from keras_distill.compression import prune_channels
+from keras_distill.reports import comparison
 from keras_distill.reports import files
 
 # Others export in a process of their own, and the files are the same.
@@ -69,6 +70,72 @@ def test_every_precision(tmp_path):
         assert accuracy == pytest.approx(figures["accuracy"], abs=0.1)
     report.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def ranges_of(monkeypatch, *args, **kwargs):
+    """Return what `compare` gives to `export_litert` for int8, by model."""
+    given = {}
+
+    def export(model, path, precision, representative_data):
+        given[model.name] = representative_data
+        path.write_bytes(b"a file")
+
+    monkeypatch.setattr(files, "export_litert", export)
+    monkeypatch.setattr(comparison, "measure_latency", lambda *_: {})
+    monkeypatch.setattr(comparison, "measure_quality", lambda *_: {})
+    compare(*args, litert="int8", **kwargs)
+    return given
+
+
+def test_ranges_come_from_representative_data(monkeypatch):
+    models = [mlp(name="a"), mlp(8, name="b")]
+    scored, (images, _) = vectors(), vectors(600, seed=3)
+    for data in (scored, None):
+        found = ranges_of(monkeypatch, models, data, representative_data=images)
+        for name in "ab":
+            np.testing.assert_array_equal(found[name], [[images[:512]]])
+    for used in ranges_of(monkeypatch, models, scored).values():
+        np.testing.assert_array_equal(used, [[scored[0]]])
+    for used in ranges_of(monkeypatch, models).values():
+        assert np.shape(used) == (1, 1, 8, 6)
+
+
+def test_representative_data_by_name(monkeypatch):
+    tensors = [keras.Input((3,), name=name) for name in "ba"]
+    outputs = layers.Dense(CLASSES)(layers.Concatenate()(tensors))
+    model = keras.Model(tensors, outputs, name="two")
+    x = {"a": np.zeros((8, 3), "float32"), "b": np.ones((8, 3), "float32")}
+    found = ranges_of(monkeypatch, [model], representative_data=x)
+    np.testing.assert_array_equal(found["two"], [[x["b"], x["a"]]])
+    one = keras.Sequential([tensors[0], layers.Dense(CLASSES)], name="one")
+    found = ranges_of(monkeypatch, [one], representative_data=x)
+    np.testing.assert_array_equal(found["one"], [[x["b"]]])
+
+
+def test_representative_data_that_is_refused():
+    message = r"must hold inputs of the model.*None, 6.*Received: \[\(8, 7\)"
+    for litert in ((), "int8"):
+        with pytest.raises(ValueError, match=message):
+            compare([mlp()], litert=litert, representative_data=np.ones((8, 7)))
+    with pytest.raises(TypeError, match=r"read only once.*generator"):
+        compare(
+            [mlp()],
+            litert=(),
+            representative_data=(np.ones((8, 6)) for _ in "a"),
+        )
+
+
+@ON_TENSORFLOW
+def test_int8_with_representative_data():
+    x, y = images()
+    model = cnn(4, name="model")
+    accuracies = [
+        compare(
+            [model], (x, y), litert="int8", rounds=1, representative_data=given
+        ).to_dict()["model"]["litert_int8_accuracy"]
+        for given in (x, [x[:3], (x[3:], y[3:])])
+    ]
+    assert accuracies[0] == accuracies[1]
 
 
 @ON_TENSORFLOW
