@@ -30,12 +30,21 @@ LOSSES = {
 }
 # What the README shows of them.
 HIGHLIGHTS = {
+    "MNIST": (
+        "mnist",
+        (
+            "alone_25-epochs",
+            "function_matching_by-teacher_T2_25-epochs",
+            "function_matching_by-teacher_T2_100-epochs",
+        ),
+    ),
     "CIFAR-10": (
         "cifar10",
         (
             "cnn_alone_10-epochs",
-            "cnn_function_matching_by-teacher_T1_10-epochs",
-            "cnn_function_matching_by-teacher_T2_200-epochs",
+            "cnn_function_matching_by-teacher_T2_10-epochs",
+            "cnn_alone_30-epochs",
+            "cnn_function_matching_by-teacher_T2_30-epochs",
             "resnet20_function_matching_by-resnet56_T4_8-epochs",
         ),
     ),
@@ -123,8 +132,10 @@ def _times_smaller(group, key):
 
 # What makes the part of the results page that has the same name.
 EXPERIMENTS = {
+    "mnist": details,
     "cifar10": details,
-    "cifar10_validation": details,
+    "cifar10_linear": details,
+    "cifar10_linear_validation": details,
     "prune_resnet": details,
     "deep_compression": compressed,
     "flowers102": details,

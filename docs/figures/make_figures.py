@@ -108,6 +108,41 @@ def consistency():
     figure.savefig(HERE / "consistency.png", dpi=110)
 
 
+def patience():
+    """Draws accuracy against epochs, of the CNNs of `examples/cifar10.py`."""
+    rows = json.loads((RESULTS / "cifar10.json").read_text())
+    taught = [row for row in rows if row.get("teacher") == "teacher"]
+    alone = [row for row in rows if row["loss"] == "alone"]
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for group, colour, label in (
+        (taught, STUDENT, "student, function matching"),
+        (alone, "#777777", "student, labels"),
+    ):
+        epochs = sorted({row["epochs"] for row in group})
+        runs = [
+            [100 * row["accuracy"] for row in group if row["epochs"] == count]
+            for count in epochs
+        ]
+        axis.semilogx(
+            epochs, [np.mean(x) for x in runs], "o-", color=colour, label=label
+        )
+        for count, accuracies in zip(epochs, runs):
+            axis.plot([count] * len(accuracies), accuracies, "_", color=colour)
+    axis.axhline(
+        100 * taught[0]["teacher_accuracy"],
+        color=TEACHER,
+        linestyle="--",
+        label="teacher",
+    )
+    axis.set_xticks(epochs, epochs)
+    axis.minorticks_off()
+    axis.set_xlabel("epochs")
+    axis.set_ylabel("test accuracy in %")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    figure.savefig(HERE / "patience.png", dpi=110)
+
+
 def main():
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
@@ -115,6 +150,7 @@ def main():
     pipeline(teacher, x[1307:1308])
     temperature(teacher, x[1307:1308])
     consistency()
+    patience()
 
 
 if __name__ == "__main__":
