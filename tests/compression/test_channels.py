@@ -437,15 +437,15 @@ def test_cifar_resnets(shortcut, depth):
 
 
 @pytest.mark.parametrize(
-    "family, options",
+    "family, options, left",
     [
-        ("MobileNet", {"alpha": 0.25}),
-        ("MobileNetV2", {"alpha": 0.35}),
-        ("MobileNetV3Small", {}),
-        ("EfficientNetV2B0", {}),
+        ("MobileNet", {"alpha": 0.25}, 0.28),
+        ("MobileNetV2", {"alpha": 0.35}, 0.29),
+        ("MobileNetV3Small", {}, 0.28),
+        ("EfficientNetV2B0", {}, 0.28),
     ],
 )
-def test_models_of_keras_applications(family, options):
+def test_models_of_keras_applications(family, options, left):
     model = getattr(keras.applications, family)(
         weights=None,
         input_shape=(32, 32, 3),
@@ -455,7 +455,7 @@ def test_models_of_keras_applications(family, options):
     )
     difference, small = reference.largest_difference(model, halve)
     assert difference < TOLERANCE
-    assert small.count_params() < 0.29 * model.count_params()
+    assert small.count_params() < left * model.count_params()
 
 
 def test_a_backbone_of_keras_hub():
