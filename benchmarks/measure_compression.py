@@ -1,6 +1,7 @@
 """What pruning and weight sharing add to a training step."""
 
 import keras
+import numpy as np
 
 from benchmarks import loops
 from benchmarks import models
@@ -36,7 +37,61 @@ def compression(smoke):
             )
             row = {"title": f"step with `{name}` / without, {title}"}
             rows.append({**row, **({"goal": goal} if goal else {}), **measured})
-    return rows
+    return [*rows, scheduled(smoke)]
+
+
+def scheduled(smoke):
+    """A whole `fit()` in which the zeros become ever more, against a plain one.
+
+    A small network: its steps are short, and choices of zeros are not.
+    """
+    steps = 8 if smoke else 2000
+
+    def pruning():
+        return MagnitudePruning(0.9, end_step=steps)
+
+    measured = compare(
+        lambda: _fitting(steps, pruning),
+        lambda: _fitting(steps, None),
+        instances=1,
+        smoke=smoke,
+    )
+    title = (
+        f"`fit()` of {steps} steps with `MagnitudePruning`'s schedule / "
+        "without, LeNet-300-100"
+    )
+    return {"title": title, "goal": 1.10, **measured}
+
+
+def _fitting(steps, callback):
+    random = np.random.default_rng(0)
+    x = random.random((100 * 128, 784), "float32")
+    y = random.integers(0, 10, len(x))
+
+    def run(times):
+        for _ in range(times):
+            _fit(x, y, steps, [] if callback is None else [callback()])
+
+    return run
+
+
+def _fit(x, y, steps, callbacks):
+    layers = [keras.layers.Dense(units, "relu") for units in (300, 100)]
+    model = keras.Sequential(
+        [keras.Input((784,)), *layers, keras.layers.Dense(10)]
+    )
+    model.compile(
+        setups.optimizer(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(
+        x[: 128 * steps],
+        y[: 128 * steps],
+        batch_size=128,
+        epochs=-(-steps // 100),
+        verbose=0,
+        callbacks=callbacks,
+    )
 
 
 def _training(pair, network, callback=None):

@@ -217,17 +217,27 @@ def parse():
     return options
 
 
+def stages(options):
+    """Return each stage: a name that tells its settings, and what trains it."""
+    network = options.network
+    taught = f"{options.sparsity:g}_a{options.alpha:g}_T{options.temperature:g}"
+    end = f"{options.epochs}-epochs_seed-{options.seed}"
+    end += "_held-out" * options.validation + "_smoke" * options.smoke
+    return {
+        "dense": (f"{network}_dense_{end}", learn),
+        "pruned": (f"{network}_pruned_{taught}_{end}", prune),
+        "shared": (
+            f"{network}_shared_{options.num_clusters}_{taught}_{end}",
+            share,
+        ),
+    }
+
+
 def main():
     options = parse()
     data, scored = experiment.split(mnist.load(options), options, 5000)
     network = dense = None
-    for stage, train in (
-        ("dense", learn),
-        ("pruned", prune),
-        ("shared", share),
-    ):
-        name = f"{options.network}_{stage}_seed-{options.seed}"
-        results.refuse_other_settings(name, options)
+    for stage, (name, train) in stages(options).items():
         network = experiment.trained(
             name,
             functools.partial(begun, network, options),

@@ -128,6 +128,10 @@ def test_deep_compression(tmp_path):
     assert dense["zeros"] < 0.01 and pruned["zeros"] > 0.9
     assert shared["bytes"] < pruned["bytes"] / 3 < dense["bytes"] / 3
     assert shared["bytes"] < shared["zlib_bytes"]
+    # Another setting goes on from the stages that it shares.
+    run("deep_compression.py", tmp_path, *arguments, "--num-clusters", "3")
+    names = {path.name for path in (tmp_path / "runs").glob("*.keras")}
+    assert len(names) == 4 and sum("shared" in name for name in names) == 2
 
 
 def test_lenets_are_those_that_papers_compress():
