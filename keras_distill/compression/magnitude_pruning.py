@@ -1,16 +1,17 @@
 """MagnitudePruning: small weights become zeros while the model trains.
 
-The schedule and the choice of the zeros run in the callback, between two steps;
-that they stay zeros is seen to inside each step (`optimizer_hook.py`).
+The schedule and the choice of the zeros (`_least_weights.py`) run in the
+callback, between two steps; that they stay zeros is seen to inside each step
+(`optimizer_hook.py`).
 """
 
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill.compression import _least_weights
 from keras_distill.compression import kernels
 from keras_distill.compression.optimizer_hook import OptimizerHook
 
@@ -114,9 +115,9 @@ class MagnitudePruning(keras.callbacks.Callback):
                 "`end_step` must not be before `begin_step`. Received: "
                 f"end_step={end_step}, begin_step={begin_step}"
             )
-        if scope not in _SCOPES:
+        if scope not in _least_weights.SCOPES:
             raise ValueError(
-                f"`scope` must be one of {sorted(_SCOPES)}. Received: "
+                f"`scope` must be one of {_least_weights.SCOPES}. Received: "
                 f"scope={scope!r}"
             )
         self.scope = scope
@@ -206,7 +207,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         # On JAX this puts the weights of the running step into the model.
         _ = self.model
         weights = [ops.convert_to_numpy(kernel) for kernel in self._kernels]
-        chosen = _choice(weights, sparsity, self.scope)
+        chosen = _least_weights.least(weights, sparsity, self.scope)
         for variable, pruned in zip(self._pruned, chosen):
             variable.assign(pruned)
         self._zero()
@@ -218,10 +219,10 @@ class MagnitudePruning(keras.callbacks.Callback):
         """
         if step < self.begin_step:
             return None
-        passed = step - self.begin_step
-        asked = self.sparsity(step - passed % self.frequency)
         if step >= self.end_step:
             return self.final_sparsity
+        passed = step - self.begin_step
+        asked = self.sparsity(step - passed % self.frequency)
         # The share that is left, in powers of 0.95 of what it was at first.
         first = 1 - self.initial_sparsity
         power = math.floor(math.log((1 - asked) / first) / _SHRINK + 1e-9)
@@ -242,55 +243,6 @@ def _without(weight, pruned):
     return weight - weight * ops.cast(pruned, weight.dtype)
 
 
-def _choice(weights, sparsity, scope):
-    """Return for each array which of its values go, as bool arrays."""
-    magnitudes = [np.abs(w, dtype="float32").ravel() for w in weights]
-    if scope == "layer":
-        zeros = [round(sparsity * m.size) for m in magnitudes]
-    else:
-        total = round(sparsity * sum(m.size for m in magnitudes))
-        zeros = _zeros_per_layer(magnitudes, total, scope)
-    return [
-        _least(m, number).reshape(w.shape)
-        for m, number, w in zip(magnitudes, zeros, weights)
-    ]
-
-
-def _zeros_per_layer(magnitudes, total, scope):
-    """Return how many zeros each layer has if the least scores go anywhere."""
-    scores = [_lamp(m) if scope == "lamp" else m for m in magnitudes]
-    pruned = _least(np.concatenate(scores), total)
-    ends = np.cumsum([s.size for s in scores])[:-1]
-    return [np.count_nonzero(part) for part in np.split(pruned, ends)]
-
-
-def _least(scores, number):
-    """Return which of the scores, a vector, are the least, so many of them."""
-    # Those that are zero by now are set apart: among so many that are equal, a
-    # search for the next ones would take thirty times longer.
-    left = scores[scores != 0]
-    more = number - (scores.size - left.size)
-    limit = np.partition(left, more - 1)[more - 1] if more > 0 else 0.0
-    least = scores <= limit
-    too_many = np.count_nonzero(least) - number
-    if too_many > 0:  # Several are equal to the limit.
-        least[np.flatnonzero(scores == limit)[:too_many]] = False
-    return least
-
-
-def _lamp(magnitudes):
-    """Return the scores of a layer in ascending order.
-
-    They ascend with the magnitudes, whose order need not be kept, then.
-    """
-    squares = np.sort(magnitudes).astype("float64") ** 2
-    # In ascending order, the weights that are at least as large come after.
-    sums = np.cumsum(squares[::-1])[::-1]
-    scores = squares / np.maximum(sums, np.finfo("float64").tiny)
-    return scores.astype("float32")
-
-
-_SCOPES = ("layer", "global", "lamp")
 # The least share of the weights that are left, by which a choice makes fewer.
 _SHRINK = math.log1p(-0.05)
 
