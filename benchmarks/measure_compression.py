@@ -54,6 +54,7 @@ def scheduled(smoke):
         lambda: _fitting(steps, pruning),
         lambda: _fitting(steps, None),
         instances=1,
+        seconds=60.0,  # A fit takes seconds itself.
         smoke=smoke,
     )
     title = (

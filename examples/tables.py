@@ -45,7 +45,7 @@ HIGHLIGHTS = {
             "cnn_function_matching_by-teacher_T2_10-epochs",
             "cnn_alone_30-epochs",
             "cnn_function_matching_by-teacher_T2_30-epochs",
-            "resnet20_function_matching_by-resnet56_T4_8-epochs",
+            "resnet20_function_matching_by-resnet56_T4_20-epochs",
         ),
     ),
     "CIFAR-10, half of the filters": (
@@ -138,6 +138,7 @@ EXPERIMENTS = {
     "cifar10_linear_validation": details,
     "prune_resnet": details,
     "deep_compression": compressed,
+    "deep_compression_validation": compressed,
     "flowers102": details,
 }
 

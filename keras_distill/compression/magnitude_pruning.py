@@ -149,7 +149,8 @@ class MagnitudePruning(keras.callbacks.Callback):
             )
         self._hook = OptimizerHook(self, after=self._zero)
         self._pruned = [
-            self._hook.add_state(kernel, "pruned", "bool")
+            # 1 for a pruned weight: a bool would be cast in every step.
+            self._hook.add_state(kernel, "pruned", kernel.dtype)
             for kernel in self._kernels
         ]
         self._hook.compile()
@@ -240,7 +241,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 def _without(weight, pruned):
     # Neither `w * kept`, which makes zeros with a sign, nor `where`, which
     # takes PyTorch four times as long.
-    return weight - weight * ops.cast(pruned, weight.dtype)
+    return weight - weight * ops.convert_to_tensor(pruned)
 
 
 # The least share of the weights that are left, by which a choice makes fewer.
