@@ -46,13 +46,11 @@ def scheduled(smoke):
     A small network: its steps are short, and choices of zeros are not.
     """
     steps = 8 if smoke else 2000
-
-    def pruning():
-        return MagnitudePruning(0.9, end_step=steps)
-
     measured = compare(
-        lambda: _fitting(steps, pruning),
-        lambda: _fitting(steps, None),
+        lambda: _fitting(
+            steps, lambda: [MagnitudePruning(0.9, end_step=steps)]
+        ),
+        lambda: _fitting(steps, list),
         instances=1,
         seconds=60.0,  # A fit takes seconds itself.
         smoke=smoke,
@@ -64,46 +62,47 @@ def scheduled(smoke):
     return {"title": title, "goal": 1.10, **measured}
 
 
-def _fitting(steps, callback):
+def _fitting(steps, callbacks):
+    """Return `run(times)`, which fits a new network with new callbacks."""
     random = np.random.default_rng(0)
-    x = random.random((100 * 128, 784), "float32")
+    batches = min(steps, 100)
+    x = random.random((batches * 128, 784), "float32")
     y = random.integers(0, 10, len(x))
 
     def run(times):
         for _ in range(times):
-            _fit(x, y, steps, [] if callback is None else [callback()])
+            _compiled(_lenet_300_100()).fit(
+                x,
+                y,
+                batch_size=128,
+                epochs=steps // batches,
+                verbose=0,
+                callbacks=callbacks(),
+            )
 
     return run
 
 
-def _fit(x, y, steps, callbacks):
+def _lenet_300_100():
     layers = [keras.layers.Dense(units, "relu") for units in (300, 100)]
-    model = keras.Sequential(
+    return keras.Sequential(
         [keras.Input((784,)), *layers, keras.layers.Dense(10)]
-    )
-    model.compile(
-        setups.optimizer(),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    model.fit(
-        x[: 128 * steps],
-        y[: 128 * steps],
-        batch_size=128,
-        epochs=-(-steps // 100),
-        verbose=0,
-        callbacks=callbacks,
     )
 
 
 def _training(pair, network, callback=None):
-    model = network()
-    model.compile(
-        setups.optimizer(),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
+    model = _compiled(network())
     if callback is not None:
         callback.set_params({"steps": 1})
         callback.set_model(model)
         callback.on_train_begin()
         callback.on_epoch_begin(0)
     return loops.training(model, setups.images(pair, labels=True))
+
+
+def _compiled(model):
+    model.compile(
+        setups.optimizer(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model

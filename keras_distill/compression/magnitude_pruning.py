@@ -240,7 +240,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
 def _without(weight, pruned):
     # Neither `w * kept`, which makes zeros with a sign, nor `where`, which
-    # takes PyTorch four times as long.
+    # takes PyTorch four times as long. An infinite weight becomes NaN.
     return weight - weight * ops.convert_to_tensor(pruned)
 
 
