@@ -200,7 +200,7 @@ def views(options):
         *experiment.shifts(options),
     ]
     if options.mix:
-        chain.append(MixUp())
+        chain.append(MixUp(options.mix))
     return ConsistentAugment(chain, seed=experiment.view_seed(options))
 
 

@@ -220,7 +220,7 @@ def views(options, mix):
         *experiment.shifts(options),
     ]
     if mix:
-        chain.append(MixUp())
+        chain.append(MixUp(mix))
     return ConsistentAugment(chain, seed=experiment.view_seed(options))
 
 

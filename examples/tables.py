@@ -181,6 +181,7 @@ def _line(group):
         taught += f", T={row['temperature']:g}"
     if row["mix"]:
         taught += ", MixUp"
+        taught += f" {row['mix']:g}" if row["mix"] != 1 else ""
     return (
         row["student"],
         taught,

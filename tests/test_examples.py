@@ -74,7 +74,7 @@ def test_compare_resnet20(tmp_path):
     "arguments",
     [
         ("mnist.py", "--mix", "--shift", 0.06),
-        ("cifar10.py", "--mix", "--recorded-epochs", 1),
+        ("cifar10.py", "--mix", 0.3, "--recorded-epochs", 1),
         ("flowers102.py", "--size", 32, "--loss", "classic_kd"),
     ],
     ids=lambda a: a[0],
