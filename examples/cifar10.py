@@ -5,7 +5,8 @@
     python examples/cifar10.py --data FOLDER --teacher resnet56 --mix \\
         --recorded-epochs 20 --epochs 200             # patience
     python examples/cifar10.py --data FOLDER --teacher resnet56 \\
-        --student resnet20 --learning-rate 1e-3
+        --student resnet20 --smallest-area 1 --shift 0.125 --mix 0.3 \\
+        --temperature 4 --learning-rate 2e-3 --epochs 30
 
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
 teach 16 and 32, with an activation after the second as well; that teacher is

@@ -45,7 +45,7 @@ HIGHLIGHTS = {
             "cnn_function_matching_by-teacher_T2_10-epochs",
             "cnn_alone_30-epochs",
             "cnn_function_matching_by-teacher_T2_30-epochs",
-            "resnet20_function_matching_by-resnet56_T4_20-epochs",
+            "resnet20_function_matching_by-resnet56_T4_mixup-0.3_30-epochs",
         ),
     ),
     "CIFAR-10, half of the filters": (
