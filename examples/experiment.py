@@ -297,15 +297,17 @@ def recording_of(teacher, options):
     parts = ["recording", teacher.name, f"{options.smallest_area:g}"]
     parts += [f"batch-{options.batch_size}"]
     parts += [f"shift-{options.shift:g}"] if options.shift else []
-    parts += [mix_of(options)] if options.mix else []
+    parts += mix_of(options)
     parts += ["held-out"] if options.validation else []
     parts += [f"seed-{options.recording_seed}"]
     return "-".join(parts)
 
 
 def mix_of(options):
-    """Name the MixUp of a run; uniform unless it says otherwise."""
-    return "mixup" if options.mix == 1.0 else f"mixup-{options.mix:g}"
+    """Return the part of a name that tells the MixUp, if there is any."""
+    if not options.mix:
+        return []
+    return ["mixup" if options.mix == 1.0 else f"mixup-{options.mix:g}"]
 
 
 def trained(name, make, train, options):
@@ -362,6 +364,6 @@ def name_of(options, teacher):
     parts += [options.loss]
     if teacher is not None:
         parts += [f"by-{teacher.name}", f"T{options.temperature:g}"]
-    parts += [mix_of(options)] if options.mix else []
+    parts += mix_of(options)
     parts += [f"{options.epochs}-epochs", f"seed-{options.seed}"]
     return "_".join(parts)
