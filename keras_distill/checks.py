@@ -12,7 +12,7 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill import _outputs
-from keras_distill.losses.distillation_loss import check_same_classes
+from keras_distill.losses.shapes import check_same_classes
 
 
 def check_roles(positional, student, teacher):

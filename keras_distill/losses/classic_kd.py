@@ -3,6 +3,7 @@
 import keras
 
 from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.losses import divergence
 from keras_distill.losses.with_labels import WithLabels
 
@@ -63,6 +64,9 @@ class ClassicKD(WithLabels):
     ```
     """
 
+    predicts = "classes"
+    controls = ("alpha", "temperature")
+
     def __init__(
         self,
         alpha=0.9,
@@ -77,16 +81,27 @@ class ClassicKD(WithLabels):
         super().__init__(
             label_loss, temperature, from_logits, reduction, name, dtype
         )
-        self.alpha = _arguments.fraction("alpha", alpha)
+        self.alpha = _schedules.number_or_schedule(
+            "alpha", alpha, _arguments.fraction
+        )
         self.standardize_logits = bool(standardize_logits)
 
     def all_parts(self):
         return {
             "soft_loss": (self.alpha, self._soft_loss),
-            "label_loss": (1.0 - self.alpha, self.compare_with_labels),
+            "label_loss": (
+                _schedules.complement(self.alpha),
+                self.compare_with_labels,
+            ),
         }
 
     def missing_labels(self):
+        if _schedules.is_schedule(self.alpha):
+            return (
+                f"ClassicKD(alpha={self.alpha!r}) compares with labels, and "
+                "the data has none. Pass `(x, y)`, or use "
+                "`FunctionMatching()`."
+            )
         return (
             f"ClassicKD(alpha={self.alpha:g}) gives the labels a weight "
             f"of {1 - self.alpha:g}, and the data has no labels. Pass "
@@ -103,6 +118,6 @@ class ClassicKD(WithLabels):
     def get_config(self):
         return {
             **super().get_config(),
-            "alpha": self.alpha,
+            "alpha": _schedules.serialize(self.alpha),
             "standardize_logits": self.standardize_logits,
         }

@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
-from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.losses import divergence
-from keras_distill.losses.distillation_loss import as_one_hot_or_sparse
+from keras_distill.losses.label_loss import as_one_hot_or_sparse
 from keras_distill.losses.with_labels import WithLabels
 from keras_distill.losses.with_labels import check_any_weight
+from keras_distill.losses.with_labels import non_negative
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -74,6 +75,14 @@ class DecoupledKD(WithLabels):
     ```
     """
 
+    predicts = "classes"
+    controls = (
+        "target_weight",
+        "non_target_weight",
+        "label_weight",
+        "temperature",
+    )
+
     def __init__(
         self,
         target_weight=1.0,
@@ -89,10 +98,11 @@ class DecoupledKD(WithLabels):
         super().__init__(
             label_loss, temperature, from_logits, reduction, name, dtype
         )
-        number = _arguments.non_negative_float
-        self.target_weight = number("target_weight", target_weight)
-        self.non_target_weight = number("non_target_weight", non_target_weight)
-        self.label_weight = number("label_weight", label_weight)
+        self.target_weight = non_negative("target_weight", target_weight)
+        self.non_target_weight = non_negative(
+            "non_target_weight", non_target_weight
+        )
+        self.label_weight = non_negative("label_weight", label_weight)
         check_any_weight(
             "DecoupledKD",
             target_weight=self.target_weight,
@@ -135,9 +145,9 @@ class DecoupledKD(WithLabels):
     def get_config(self):
         return {
             **super().get_config(),
-            "target_weight": self.target_weight,
-            "non_target_weight": self.non_target_weight,
-            "label_weight": self.label_weight,
+            "target_weight": _schedules.serialize(self.target_weight),
+            "non_target_weight": _schedules.serialize(self.non_target_weight),
+            "label_weight": _schedules.serialize(self.label_weight),
         }
 
 

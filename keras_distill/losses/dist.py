@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
-from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.losses import divergence
 from keras_distill.losses.with_labels import WithLabels
 from keras_distill.losses.with_labels import check_any_weight
+from keras_distill.losses.with_labels import non_negative
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -77,6 +78,14 @@ class DIST(WithLabels):
     ```
     """
 
+    predicts = "classes"
+    controls = (
+        "inter_weight",
+        "intra_weight",
+        "label_weight",
+        "temperature",
+    )
+
     def __init__(
         self,
         inter_weight=1.0,
@@ -92,10 +101,9 @@ class DIST(WithLabels):
         super().__init__(
             label_loss, temperature, from_logits, reduction, name, dtype
         )
-        number = _arguments.non_negative_float
-        self.inter_weight = number("inter_weight", inter_weight)
-        self.intra_weight = number("intra_weight", intra_weight)
-        self.label_weight = number("label_weight", label_weight)
+        self.inter_weight = non_negative("inter_weight", inter_weight)
+        self.intra_weight = non_negative("intra_weight", intra_weight)
+        self.label_weight = non_negative("label_weight", label_weight)
         check_any_weight(
             "DIST",
             inter_weight=self.inter_weight,
@@ -112,7 +120,7 @@ class DIST(WithLabels):
 
     def missing_labels(self):
         return (
-            f"DIST(label_weight={self.label_weight:g}) compares with labels, "
+            f"DIST(label_weight={self.label_weight}) compares with labels, "
             "and the data has none. Pass `(x, y)`, or use `label_weight=0`."
         )
 
@@ -134,7 +142,7 @@ class DIST(WithLabels):
     def get_config(self):
         return {
             **super().get_config(),
-            "inter_weight": self.inter_weight,
-            "intra_weight": self.intra_weight,
-            "label_weight": self.label_weight,
+            "inter_weight": _schedules.serialize(self.inter_weight),
+            "intra_weight": _schedules.serialize(self.intra_weight),
+            "label_weight": _schedules.serialize(self.label_weight),
         }

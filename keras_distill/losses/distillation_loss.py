@@ -5,26 +5,14 @@ temperature first of all), so it is always built explicitly.
 """
 
 import keras
-from keras import ops
 
 from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.losses import divergence
-
-_FIXED = (
-    "temperature",
-    "alpha",
-    "from_logits",
-    "standardize_logits",
-    "label_loss",
-    "inter_weight",
-    "intra_weight",
-    "target_weight",
-    "non_target_weight",
-    "label_weight",
-)
+from keras_distill.losses import shapes
 
 
-class DistillationLoss(keras.losses.Loss):
+class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
     """Base class of the losses that compare a student with its teacher.
 
     Subclass it to write a loss of your own: implement
@@ -32,8 +20,22 @@ class DistillationLoss(keras.losses.Loss):
     `Distiller`, every loss of this class gets the teacher's outputs, and every
     other Keras loss gets the labels.
 
+    Losses can be added and multiplied by a number or a schedule:
+    `FunctionMatching(2.0) + 0.5 * DIST(label_weight=0)` is a loss.
+
+    A subclass says in class attributes what it compares:
+
+    - `predicts`: `"classes"` (a softmax over the last axis), `"labels"`
+      (independent sigmoids), `"values"` (numbers of any meaning), or `None`.
+      With one of the first two, models whose last activation contradicts the
+      loss are refused. The outputs of several teachers are averaged as
+      probabilities, or with `"values"` as they are. `None` checks nothing, and
+      takes no list of teachers.
+    - `controls`: names of the attributes that may be schedules.
+
     Args:
-        temperature: float above 0 that divides the logits of both models.
+        temperature: float above 0 that divides the logits of both models, or a
+            schedule.
         from_logits: bool. Whether the two models return logits or
             probabilities.
         reduction: as in `keras.losses.Loss`.
@@ -42,8 +44,10 @@ class DistillationLoss(keras.losses.Loss):
             models' own policies: half precision loses the tail of a softmax.
 
     Call arguments:
-        y_true: the dict `{"labels": ..., "teacher": ...}` (`"labels"` is
-            missing for unlabelled data), or the teacher's outputs alone, of
+        y_true: a dict with the teacher's outputs under `"teacher"`, the labels
+            under `"labels"` (missing for unlabelled data), and under
+            `"sample_weight"` the weights and the mask of each sample or place
+            (missing where there are none). Or the teacher's outputs alone, of
             shape `(..., classes)`.
         y_pred: the student's outputs, of shape `(..., classes)`.
         sample_weight: optional weights, broadcastable to `(...)`.
@@ -53,6 +57,8 @@ class DistillationLoss(keras.losses.Loss):
     ```python
     @keras.saving.register_keras_serializable(package="my_package")
     class LogitDistance(keras_distill.DistillationLoss):
+        predicts = "classes"
+
         def call(self, y_true, y_pred):
             teacher, student = self.logits(y_true, y_pred)
             return keras.ops.mean(
@@ -60,6 +66,9 @@ class DistillationLoss(keras.losses.Loss):
             )
     ```
     """
+
+    predicts = None
+    controls = ("temperature",)
 
     # The losses that offer it set it in their constructor.
     standardize_logits = False
@@ -73,23 +82,29 @@ class DistillationLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = _arguments.positive_float("temperature", temperature)
+        self.temperature = _schedules.number_or_schedule(
+            "temperature", temperature, _arguments.positive_float
+        )
         self.from_logits = bool(from_logits)
 
-    def __setattr__(self, name, value):
-        # Compiled steps hold these as constants. A change would be ignored
-        # until the next compile(), without a word.
-        if name in _FIXED and name in self.__dict__:
-            raise AttributeError(
-                f"`{name}` of a {type(self).__name__} can't change: compiled "
-                f"training steps hold it. Received: {name}={value!r}. Make a "
-                "new loss and call `compile()` again."
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if self.has_schedules:
+            raise ValueError(
+                f"{type(self).__name__} has schedules, and outside a Distiller "
+                "it does not know the step. Received: "
+                f"{', '.join(self.scheduled_values(0))}. Call "
+                "`loss.at(step)(y_true, y_pred)`, or use numbers."
             )
-        super().__setattr__(name, value)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     @property
     def uses_labels(self):
         """Whether `call` reads `y_true["labels"]`."""
+        return True
+
+    @property
+    def uses_teacher(self):
+        """Whether `call` reads `y_true["teacher"]`."""
         return True
 
     def parts(self):
@@ -99,6 +114,23 @@ class DistillationLoss(keras.losses.Loss):
         `Distiller` logs the mean of each under its name.
         """
         return {"soft_loss": (1.0, self.call)}
+
+    def outputs(self, y_true, y_pred):
+        """Return `(teacher, student)` as they are, shape-checked.
+
+        Args:
+            y_true: as for calling the loss.
+            y_pred: as for calling the loss.
+
+        Raises:
+            ValueError: if the shapes of the two outputs differ.
+        """
+        teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
+        check = shapes.check_same_shape
+        if self.predicts == "classes":
+            check = shapes.check_same_classes
+        check(teacher.shape, y_pred.shape)
+        return teacher, y_pred
 
     def logits(self, y_true, y_pred):
         """Return `(teacher, student)` logits in float32, shape-checked.
@@ -112,10 +144,10 @@ class DistillationLoss(keras.losses.Loss):
         Raises:
             ValueError: if the shapes of the two outputs differ.
         """
-        teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
-        check_same_classes(teacher.shape, y_pred.shape)
-        teacher = divergence.as_logits(teacher, self.from_logits)
-        student = divergence.as_logits(y_pred, self.from_logits)
+        teacher, student = (
+            divergence.as_logits(outputs, self.from_logits)
+            for outputs in self.outputs(y_true, y_pred)
+        )
         if self.standardize_logits:
             return (
                 divergence.standardize(teacher),
@@ -123,90 +155,45 @@ class DistillationLoss(keras.losses.Loss):
             )
         return teacher, student
 
+    def __add__(self, other):
+        return _combined([(1.0, self), (1.0, other)])
+
+    def __radd__(self, other):
+        if isinstance(other, int) and other == 0:
+            return self  # `sum()` begins with 0.
+        return _combined([(1.0, other), (1.0, self)])
+
+    def __mul__(self, weight):
+        return _combined([(weight, self)])
+
+    __rmul__ = __mul__
+
     def get_config(self):
         return {
             **super().get_config(),
-            "temperature": self.temperature,
+            "temperature": _schedules.serialize(self.temperature),
             "from_logits": self.from_logits,
             # `keras.losses.Loss` leaves the dtype out of its config.
             "dtype": self.dtype,
         }
 
-
-def check_same_classes(teacher_shape, student_shape, output=""):
-    """Raise if two outputs can't be compared class by class.
-
-    Args:
-        teacher_shape, student_shape: static shapes, `None` where unknown.
-        output: the name of the output, for the message.
-    """
-    where = f" for the output {output!r}" if output else ""
-    received = (
-        f"Received{where}: teacher output shape={tuple(teacher_shape)}, "
-        f"student output shape={tuple(student_shape)}."
-    )
-    if len(teacher_shape) != len(student_shape):
-        raise ValueError(
-            "The outputs of teacher and student must have the same rank. "
-            + received
+    @classmethod
+    def from_config(cls, config):
+        return cls(
+            **{
+                name: _schedules.deserialize(value)
+                if name in cls.controls
+                else value
+                for name, value in config.items()
+            }
         )
-    teacher_classes, student_classes = teacher_shape[-1], student_shape[-1]
-    if None not in (teacher_classes, student_classes):
-        if teacher_classes != student_classes:
-            raise ValueError(
-                f"The teacher predicts {teacher_classes} classes and the "
-                f"student {student_classes}. {received} Give the student a "
-                f"last layer with {teacher_classes} units, or wrap the teacher "
-                "in a model that selects the student's classes."
-            )
-        if student_classes == 1:
-            raise ValueError(
-                "A softmax over a single class is always 1, so there is "
-                f"nothing to learn from it. {received} Give both models two "
-                "units for two classes."
-            )
-    for teacher_size, student_size in zip(teacher_shape, student_shape):
-        if None not in (teacher_size, student_size):
-            if teacher_size != student_size:
-                raise ValueError(
-                    "The outputs of teacher and student must have the same "
-                    "shape. " + received
-                )
 
 
-def as_one_hot_or_sparse(labels, student_shape):
-    """Return `"sparse"` or `"one-hot"`, by the labels' shape.
+def _combined(terms):
+    # Imported late: a sum of losses is itself a loss.
+    from keras_distill.losses.combined_loss import CombinedLoss
 
-    Raises:
-        ValueError: if the labels fit neither form of the student's outputs.
-    """
-    shape, target = tuple(labels.shape), tuple(student_shape)
-    if len(shape) == len(target) and shape[-1] == target[-1]:
-        return "one-hot"
-    if len(shape) == len(target) - 1 or (
-        len(shape) == len(target) and shape[-1] == 1
-    ):
-        return "sparse"
-    raise ValueError(
-        f"Labels of shape {shape} don't fit a student that returns {target}. "
-        f"Give class indices of shape {target[:-1]}, or one-hot labels or "
-        f"probabilities of shape {target}."
-    )
-
-
-def label_cross_entropy(labels, student_logits):
-    """Return the cross-entropy with labels, sparse or one-hot by their shape.
-
-    Args:
-        labels: class indices `(...)` or `(..., 1)`, or probabilities
-            `(..., classes)`.
-        student_logits: `(..., classes)`.
-    """
-    if as_one_hot_or_sparse(labels, student_logits.shape) == "one-hot":
-        return keras.losses.categorical_crossentropy(
-            labels, student_logits, from_logits=True
-        )
-    labels = ops.reshape(labels, ops.shape(student_logits)[:-1])
-    return keras.losses.sparse_categorical_crossentropy(
-        labels, student_logits, from_logits=True
-    )
+    for _, loss in terms:
+        if not isinstance(loss, keras.losses.Loss):
+            return NotImplemented
+    return CombinedLoss([loss for _, loss in terms], [w for w, _ in terms])

@@ -57,6 +57,8 @@ class FunctionMatching(DistillationLoss):
     ```
     """
 
+    predicts = "classes"
+
     def __init__(
         self,
         temperature=1.0,

@@ -2,17 +2,19 @@
 
 import keras
 
+from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.losses import divergence
+from keras_distill.losses import label_loss as label_losses
 from keras_distill.losses.distillation_loss import DistillationLoss
-from keras_distill.losses.distillation_loss import label_cross_entropy
 
 
 class WithLabels(DistillationLoss):
     """A weighted sum of terms, of which one is a loss for the labels.
 
     Args:
-        label_loss: a Keras loss for the labels, its name, or `None` for
-            cross-entropy, sparse or one-hot by the labels' shape.
+        label_loss: a Keras loss for the labels, its name, or `None` for the
+            default of the class. A name follows `from_logits`.
         temperature, from_logits, reduction, name, dtype: as in
             `DistillationLoss`.
     """
@@ -21,11 +23,18 @@ class WithLabels(DistillationLoss):
         self, label_loss, temperature, from_logits, reduction, name, dtype
     ):
         super().__init__(temperature, from_logits, reduction, name, dtype)
-        self.label_loss = keras.losses.get(label_loss)
+        self.label_loss = label_loss
+        self._compare = None
+        if label_loss is not None:
+            self._compare = label_losses.resolve(label_loss, self.from_logits)
 
     def all_parts(self):
         """Return the terms as `parts()` does, also those of weight 0."""
         raise NotImplementedError
+
+    @property
+    def uses_teacher(self):
+        return set(self.parts()) != {"label_loss"}
 
     def missing_labels(self):
         """Return what to tell a user whose data has no labels."""
@@ -44,9 +53,12 @@ class WithLabels(DistillationLoss):
     def parts(self):
         # A part of no weight is not computed: without a weight on the labels
         # it needs none, and labels alone are ordinary training even beside a
-        # broken teacher.
-        parts = self.all_parts()
-        return {name: part for name, part in parts.items() if part[0] > 0}
+        # broken teacher. What a schedule gives is always computed.
+        return {
+            name: part
+            for name, part in self.all_parts().items()
+            if not _schedules.is_zero(part[0])
+        }
 
     def labels(self, y_true):
         """Return the labels, or raise `ValueError` if there are none."""
@@ -57,19 +69,21 @@ class WithLabels(DistillationLoss):
     def compare_with_labels(self, y_true, y_pred):
         """Return the label loss of each sample."""
         labels = self.labels(y_true)
-        if self.label_loss is None:
-            logits = divergence.as_logits(y_pred, self.from_logits)
-            return label_cross_entropy(labels, logits)
-        if isinstance(self.label_loss, keras.losses.Loss):
-            return self.label_loss.call(labels, y_pred)
-        return self.label_loss(labels, y_pred)
+        if self._compare is not None:
+            return self._compare(labels, y_pred)
+        return self.default_label_loss(labels, y_pred)
+
+    def default_label_loss(self, labels, y_pred):
+        """Return the label loss of each sample where none was given."""
+        logits = divergence.as_logits(y_pred, self.from_logits)
+        return label_losses.cross_entropy(labels, logits)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "label_loss": keras.losses.serialize(self.label_loss)
-            if self.label_loss is not None
-            else None,
+            "label_loss": self.label_loss
+            if self.label_loss is None or isinstance(self.label_loss, str)
+            else keras.losses.serialize(self.label_loss),
         }
 
     @classmethod
@@ -79,12 +93,19 @@ class WithLabels(DistillationLoss):
             config["label_loss"] = keras.losses.deserialize(
                 config["label_loss"]
             )
-        return cls(**config)
+        return super().from_config(config)
+
+
+def non_negative(name, value):
+    """Return a weight: a number of at least 0, or a schedule."""
+    return _schedules.number_or_schedule(
+        name, value, _arguments.non_negative_float
+    )
 
 
 def check_any_weight(loss, **weights):
     """Raise if all weights are 0: there would be nothing to compute."""
-    if not any(weights.values()):
+    if all(map(_schedules.is_zero, weights.values())):
         received = ", ".join(f"{k}={v:g}" for k, v in weights.items())
         raise ValueError(
             f"At least one weight of {loss} must be above 0. "

@@ -1,0 +1,155 @@
+"""What compares the student with the labels, beside the teacher.
+
+Keras's losses for labels take logits or probabilities by their own argument
+`from_logits`, which is `False` unless set. A distillation loss knows which of
+the two the student returns, so a loss that is given by name follows it, and a
+loss object that says otherwise is refused.
+"""
+
+import functools
+import inspect
+
+import keras
+from keras import ops
+
+# Losses of Keras for probabilities that have no `from_logits`.
+_FOR_PROBABILITIES = (
+    "KLDivergence",
+    "kl_divergence",
+    "Poisson",
+    "poisson",
+    "Dice",
+    "dice",
+    "Tversky",
+    "tversky",
+)
+
+
+def resolve(label_loss, from_logits, argument="label_loss"):
+    """Return a function `(labels, student) -> values` for a label loss.
+
+    Args:
+        label_loss: a Keras loss, its name, or a function.
+        from_logits: bool. What the student returns.
+        argument: the name of the argument, for messages.
+
+    Raises:
+        ValueError: if the loss takes probabilities and the student returns
+            logits, or the reverse.
+    """
+    check_from_logits(label_loss, from_logits, argument)
+    loss = _get(label_loss, from_logits)
+    if isinstance(loss, keras.losses.Loss):
+        return loss.call
+    if _own_from_logits(loss) is not None and not isinstance(
+        loss, functools.partial
+    ):
+        return functools.partial(loss, from_logits=from_logits)
+    return loss
+
+
+def _get(label_loss, from_logits):
+    """Return the loss that a name stands for; one with our `from_logits`."""
+    loss = keras.losses.get(label_loss)
+    named = isinstance(label_loss, str)
+    if named and getattr(loss, "from_logits", None) is False and from_logits:
+        return type(loss).from_config(
+            {**loss.get_config(), "from_logits": True}
+        )
+    return loss
+
+
+def check_from_logits(label_loss, from_logits, argument):
+    """Raise if a loss for labels contradicts what the student returns."""
+    found = getattr(label_loss, "from_logits", None)
+    if isinstance(label_loss, functools.partial):
+        found = label_loss.keywords.get("from_logits")
+    if found is not None and bool(found) != from_logits:
+        raise ValueError(
+            f"`{argument}` takes {_kind(found)} and the student returns "
+            f"{_kind(from_logits)}. Received: {argument}="
+            f"{_name_of(label_loss)} with from_logits={bool(found)}. Make it "
+            f"with `from_logits={from_logits}`."
+        )
+    if from_logits and _takes_probabilities(keras.losses.get(label_loss)):
+        raise ValueError(
+            f"`{argument}` takes probabilities and the student returns logits. "
+            f"Received: {argument}={_name_of(label_loss)}. End both models in "
+            "an activation and use `from_logits=False`, or use a cross-entropy."
+        )
+
+
+def _takes_probabilities(loss):
+    home = getattr(loss, "__module__", None) or type(loss).__module__
+    return home.startswith("keras.") and _name_of(loss) in _FOR_PROBABILITIES
+
+
+def _kind(from_logits):
+    return "logits" if from_logits else "probabilities"
+
+
+def _name_of(loss):
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, functools.partial):
+        return _name_of(loss.func)
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+def _own_from_logits(function):
+    """Return the parameter `from_logits` of a function, or `None`."""
+    try:
+        return inspect.signature(function).parameters.get("from_logits")
+    except (TypeError, ValueError):
+        return None  # Some callables of C have no signature.
+
+
+def is_sparse(loss):
+    """Tell whether a loss takes class indices and nothing else."""
+    return "sparse" in _name_of(loss).lower()
+
+
+def as_one_hot_or_sparse(labels, student_shape):
+    """Return `"sparse"` or `"one-hot"`, by the labels' shape.
+
+    Raises:
+        ValueError: if the labels fit neither form of the student's outputs.
+    """
+    shape, target = tuple(labels.shape), tuple(student_shape)
+    places = target[:-1]
+    if len(shape) == len(target) and _same(shape[:-1], places):
+        if shape[-1] == target[-1]:
+            return "one-hot"
+        if shape[-1] == 1:
+            return "sparse"
+    if _same(shape, places):
+        return "sparse"
+    raise ValueError(
+        f"Labels of shape {shape} don't fit a student that returns {target}. "
+        f"Give class indices of shape {target[:-1]}, or one-hot labels or "
+        f"probabilities of shape {target}."
+    )
+
+
+def _same(shape, other):
+    return len(shape) == len(other) and all(
+        a == b or None in (a, b) for a, b in zip(shape, other)
+    )
+
+
+def cross_entropy(labels, student_logits):
+    """Return the cross-entropy with labels, sparse or one-hot by their shape.
+
+    Args:
+        labels: class indices `(...)` or `(..., 1)`, or probabilities
+            `(..., classes)`.
+        student_logits: `(..., classes)`.
+    """
+    if as_one_hot_or_sparse(labels, student_logits.shape) == "one-hot":
+        return keras.losses.categorical_crossentropy(
+            labels, student_logits, from_logits=True
+        )
+    labels = ops.reshape(labels, ops.shape(student_logits)[:-1])
+    return keras.losses.sparse_categorical_crossentropy(
+        labels, student_logits, from_logits=True
+    )
