@@ -50,6 +50,8 @@ def run_step(model, step, annotate, frozen, arguments):
         *zip(model.metrics_variables, rest[-1]),
         *zip(frozen, frozen_values),
     ]
+    if len(rest) == 2:  # A training step; evaluation has no optimizer state.
+        mapping += zip(model.optimizer.variables, rest[0])
     with keras.StatelessScope(state_mapping=mapping) as scope:
         data = annotate(data)
     # Drawing a view advances seed generators; watching a teacher, a metric.

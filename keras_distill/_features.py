@@ -142,11 +142,35 @@ class _Probe(keras.Operation):
     def __init__(self, function):
         super().__init__()
         self.function = function
+        self.error = None
 
     def call(self, inputs):
-        return self.function(inputs)
+        try:
+            return self.function(inputs)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def output_spec(function, inputs):
     """Return symbolic outputs of `function(inputs)` without computing them."""
-    return _Probe(function).compute_output_spec(inputs)
+    probe = _Probe(function)
+    try:
+        return probe.compute_output_spec(inputs)
+    except Exception:
+        if probe.error is None:
+            raise
+        # Keras words it as a mistake in an operation that nobody wrote.
+        raise probe.error from None
+
+
+def specs_of(structure):
+    """Return symbolic tensors like those of a structure, `None` as it is."""
+
+    def spec(value):
+        if value is None:
+            return None
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        return keras.KerasTensor(value.shape, dtype)
+
+    return keras.tree.map_structure(spec, structure)

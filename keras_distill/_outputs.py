@@ -81,12 +81,20 @@ def select(values, path, index, names):
 
     They may be one array for all outputs, or have the outputs' structure, or be
     a dict by output name, or a flat list.
+
+    Raises:
+        ValueError: if there are several for a single output.
     """
     if not tree.is_nested(values):
         return values
     if not path:
-        (value,) = tree.flatten(values)
-        return value
+        leaves = tree.flatten(values)
+        if len(leaves) != 1:
+            raise ValueError(
+                "The student has one output, and the data has several labels "
+                f"or weights for it. Received: {_shapes(values)}"
+            )
+        return leaves[0]
     if isinstance(values, dict) and names is not None:
         if names[index] in values:
             return values[names[index]]
@@ -96,6 +104,51 @@ def select(values, path, index, names):
         if isinstance(values, (list, tuple)) and index < len(values):
             return values[index]
         return None
+
+
+def teacher_at(outputs, path, student_outputs=None):
+    """Return the teacher's output for one output of the student.
+
+    A single tensor serves every output that compares with the teacher; a
+    structure of one tensor equals that tensor.
+
+    Args:
+        outputs: what the teacher returned, or symbolic tensors like it.
+        path: where the output lies in the student's outputs.
+        student_outputs: the student's outputs, for the message.
+
+    Raises:
+        ValueError: if the teacher returns nothing for this output.
+    """
+    found = outputs
+    if tree.is_nested(outputs):
+        try:
+            found = at(outputs, path)
+        except (KeyError, IndexError, TypeError):
+            found = None
+        leaves = tree.flatten(outputs)
+        if tree.is_nested(found) and not path and len(leaves) == 1:
+            (found,) = leaves
+    if found is None or tree.is_nested(found):
+        place = f" at {'/'.join(map(str, path))!r}" if path else ""
+        student = ""
+        if student_outputs is not None:
+            student = f", student outputs={_shapes(student_outputs)}"
+        raise ValueError(
+            "The outputs of teacher and student must have the same structure. "
+            f"Received: teacher outputs={_shapes(outputs)}{student}. A loss "
+            f"compares one output of the student{place} with the teacher's. "
+            "Wrap the teacher in a function that returns what the student "
+            "should match, such as `lambda x: model(x)[0]`, or set the loss of "
+            "this output to `None`."
+        )
+    return found
+
+
+def _shapes(outputs):
+    return tree.map_structure(
+        lambda o: tuple(o.shape) if hasattr(o, "shape") else o, outputs
+    )
 
 
 def known_outputs(model):

@@ -9,6 +9,7 @@ compiled again.
 
 import copy
 import inspect
+import typing
 
 import keras
 from keras import ops
@@ -43,18 +44,38 @@ def number_or_schedule(name, value, check):
     return value
 
 
-def value_at(value, step):
-    """Return a number as it is, and a schedule's or a variable's value.
+class Moment(typing.NamedTuple):
+    """When a step takes place.
 
     Args:
-        value: a number, a schedule, or a `keras.Variable`.
+        step: the optimizer's iterations, a scalar, or `None` if nothing asks.
+        values: the values of variables at this step, by their id.
+    """
+
+    step: typing.Any = None
+    values: dict = {}
+
+
+def value_at(value, step):
+    """Return a number as it is, and the value of a schedule at a step.
+
+    Args:
+        value: a number, or a schedule.
         step: the optimizer's iterations, a scalar.
     """
-    if isinstance(value, keras.Variable):
-        return ops.cast(ops.convert_to_tensor(value), "float32")
     if is_schedule(value):
         return ops.cast(ops.convert_to_tensor(value(step)), "float32")
     return value
+
+
+def product_at(weights, moment):
+    """Return the product of numbers, schedules and variables at a moment."""
+    product = 1.0
+    for weight in weights:
+        if isinstance(weight, keras.Variable):
+            weight = moment.values[id(weight)]
+        product = product * value_at(weight, moment.step)
+    return product
 
 
 def complement(value):

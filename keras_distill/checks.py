@@ -12,7 +12,8 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill import _outputs
-from keras_distill.losses.shapes import check_same_classes
+from keras_distill import warnings_of
+from keras_distill.losses import shapes
 
 
 def check_roles(positional, student, teacher):
@@ -28,6 +29,11 @@ def check_roles(positional, student, teacher):
         raise TypeError(
             "`student` must be a keras.Model. Received: "
             f"{student!r} of type {type(student).__name__}"
+        )
+    if hasattr(student, "student") and hasattr(student, "teacher"):
+        raise TypeError(
+            "`student` must be a model of its own. Received a Distiller: "
+            f"{student.name!r}. Pass its `student`."
         )
     if student is teacher:
         raise ValueError(
@@ -50,6 +56,10 @@ def check_no_shared_weights(student, live_teacher):
         )
     if student.built:
         _warn_if_larger(student, live_teacher.members)
+        warnings_of.random_views("student", student)
+    for member in live_teacher.members:
+        if isinstance(member, keras.Model):
+            warnings_of.random_views("teacher", member)
 
 
 def _warn_if_larger(student, members):
@@ -100,6 +110,55 @@ def preprocessing(argument, given, model):
     return given
 
 
+def loss_policy(student):
+    """Return the dtype policy that decides whether losses are scaled.
+
+    Keras scales the loss of a model whose own policy is `mixed_float16`; a
+    model may as well have single layers that compute in float16.
+    """
+    for layer in student._flatten_layers():
+        policy = layer.dtype_policy
+        if getattr(policy, "compute_dtype", None) == "float16":
+            return keras.dtype_policies.DTypePolicy("mixed_float16")
+    return student.dtype_policy
+
+
+def predicts_classes(student, live_teacher):
+    """Tell whether the outputs may be compared as classes.
+
+    They may where nothing is known of the models. Where their graphs are known,
+    both must have the same outputs, and each must end in a softmax, or in a
+    layer of units without an activation.
+    """
+    outputs = _outputs.known_outputs(student)
+    if outputs is None:
+        return True
+    for member in live_teacher.members:
+        answers = None
+        if isinstance(member, keras.Model):
+            answers = _outputs.known_outputs(member)
+        for path in _outputs.output_paths(outputs):
+            output = _outputs.at(outputs, path)
+            if not _ends_as_classes(output):
+                return False
+            if answers is None:
+                continue
+            answer = _outputs.teacher_at(answers, path, outputs)
+            if answer.shape[-1] != output.shape[-1]:
+                return False
+            if not _ends_as_classes(answer):
+                return False
+    return True
+
+
+def _ends_as_classes(output):
+    layer, activation = _outputs.ending_activation(output)
+    if layer is None or activation == "softmax":
+        return True
+    has_units = hasattr(layer, "units") or hasattr(layer, "filters")
+    return activation == "linear" and has_units and output.shape[-1] != 1
+
+
 def check_outputs(student, live_teacher, objective):
     """Raise if what the models return can't be compared as the losses will.
 
@@ -110,7 +169,7 @@ def check_outputs(student, live_teacher, objective):
     if student_outputs is None:
         return
     terms = objective.terms_of(student_outputs)
-    _check_endings("student", student, terms)
+    _check_endings("student", student, student_outputs, terms)
     for member in live_teacher.members:
         teacher_outputs = (
             _outputs.known_outputs(member)
@@ -119,7 +178,7 @@ def check_outputs(student, live_teacher, objective):
         )
         if teacher_outputs is not None:
             _check_structure(teacher_outputs, student_outputs, terms)
-            _check_endings("teacher", member, terms)
+            _check_endings("teacher", member, teacher_outputs, terms)
 
 
 def check_replay(recording, augment, hints):
@@ -141,68 +200,107 @@ def check_recording(student, recording, objective):
     terms = objective.terms_of(student_outputs)
     _check_structure(recording.specs(), student_outputs, terms)
     recorded = recording.manifest["from_logits"]
-    for _, term in terms:
-        if term and term.uses_teacher and term.loss.from_logits != recorded:
-            raise ValueError(
-                f"The answers were recorded with from_logits={recorded}. "
-                f"Received: {type(term.loss).__name__}(from_logits="
-                f"{term.loss.from_logits}). Use the same in both."
-            )
+    for _, losses in terms:
+        for loss in _teacher_losses(losses):
+            reads_logits = loss.predicts in ("classes", "labels")
+            if reads_logits and loss.from_logits != recorded:
+                raise ValueError(
+                    "The outputs were recorded with from_logits="
+                    f"{recorded}. Received: {type(loss).__name__}(from_logits="
+                    f"{loss.from_logits}). Use the same in both."
+                )
+
+
+def _teacher_losses(terms):
+    return [term.loss for term in terms if term.uses_teacher]
 
 
 def _check_structure(teacher_outputs, student_outputs, terms):
-    for path, term in terms:
-        if term is None or not term.uses_teacher:
+    for path, losses in terms:
+        for loss in _teacher_losses(losses):
+            teacher = _outputs.teacher_at(
+                teacher_outputs, path, student_outputs
+            )
+            check = shapes.check_same_shape
+            if loss.predicts == "classes":
+                check = shapes.check_same_classes
+            check(
+                teacher.shape,
+                _outputs.at(student_outputs, path).shape,
+                "/".join(map(str, path)),
+            )
+
+
+# What the last activation of a model says of its outputs.
+_ENDS = {"softmax": "classes", "sigmoid": "labels", "hard_sigmoid": "labels"}
+_INSTEAD = {
+    "classes": "`ClassicKD`, `FunctionMatching` or another loss for classes",
+    "labels": "`BinaryKD`, the loss for independent labels",
+}
+
+
+def _check_endings(role, model, outputs, terms):
+    for path, losses in terms:
+        if not losses:
             continue
         try:
-            teacher = _outputs.at(teacher_outputs, path)
-        except (KeyError, IndexError, TypeError):
-            teacher = None
-        if teacher is None or tree.is_nested(teacher):
-            structures = [
-                tree.map_structure(lambda o: tuple(o.shape), outputs)
-                for outputs in (teacher_outputs, student_outputs)
-            ]
-            raise ValueError(
-                "The outputs of teacher and student must have the same "
-                f"structure. Received: teacher outputs={structures[0]}, "
-                f"student outputs={structures[1]}"
-            )
-        check_same_classes(
-            teacher.shape,
-            _outputs.at(student_outputs, path).shape,
-            "/".join(map(str, path)),
-        )
-
-
-def _check_endings(role, model, terms):
-    outputs = _outputs.known_outputs(model)
-    for path, term in terms:
-        if term is None or not term.uses_teacher:
-            continue
-        layer, activation = _outputs.ending_activation(
-            _outputs.at(outputs, path)
-        )
-        loss = (
-            f"{type(term.loss).__name__}(from_logits={term.loss.from_logits})"
-        )
+            output = _outputs.teacher_at(outputs, path)
+        except ValueError:
+            continue  # A teacher without the output of a label loss.
+        layer, activation = _outputs.ending_activation(output)
         found = (
             f"Received: the {role} {model.name!r} ends in the layer "
             f"{getattr(layer, 'name', None)!r} with activation={activation!r}."
         )
-        if term.loss.from_logits and activation in ("softmax", "sigmoid"):
-            raise ValueError(
-                f"{loss} takes logits, and the {role} returns probabilities, "
-                f"which it would soften a second time. {found} Remove the "
-                "activation, or use `from_logits=False` if both models return "
-                "probabilities."
-            )
-        if not term.loss.from_logits and activation == "linear":
-            raise ValueError(
-                f"{loss} takes probabilities, and the {role} returns logits. "
-                f"{found} Use `from_logits=True`, or end both models in a "
-                "softmax."
-            )
+        for term in losses:
+            if term.uses_teacher and term.loss.predicts in _INSTEAD:
+                _check_ending(role, activation, term.loss, found)
+            elif role == "student" and not term.compares_with_teacher:
+                _check_label_loss(activation, term.loss, found)
+
+
+def _check_ending(role, activation, loss, found):
+    name = f"{type(loss).__name__}(from_logits={loss.from_logits})"
+    kind = _ENDS.get(activation)
+    if kind is not None and kind != loss.predicts:
+        raise ValueError(
+            f"{name} compares {loss.predicts}, and the {role} predicts {kind}. "
+            f"{found} Use {_INSTEAD[kind]}."
+        )
+    if loss.from_logits and kind is not None:
+        raise ValueError(
+            f"{name} takes logits, and the {role} returns probabilities, "
+            f"which it would soften a second time. {found} Remove the "
+            "activation, or use `from_logits=False` if both models return "
+            "probabilities."
+        )
+    if not loss.from_logits and activation in _NO_PROBABILITIES:
+        ending = "softmax" if loss.predicts == "classes" else "sigmoid"
+        raise ValueError(
+            f"{name} takes probabilities, and the {role} returns logits. "
+            f"{found} Use `from_logits=True`, or end both models in a {ending}."
+        )
+
+
+_NO_PROBABILITIES = ("linear", "log_softmax", "log_sigmoid", "tanh")
+
+
+def _check_label_loss(activation, loss, found):
+    """Raise if a plain Keras loss contradicts the student's last layer."""
+    from_logits = getattr(loss, "from_logits", None)
+    if from_logits is None:
+        return
+    if from_logits and activation in _ENDS:
+        given, returned = "logits", "probabilities"
+    elif not from_logits and activation in _NO_PROBABILITIES:
+        given, returned = "probabilities", "logits"
+    else:
+        return
+    raise ValueError(
+        f"The loss {loss.name!r} has from_logits={from_logits}: it takes "
+        f"{given}, and the student returns {returned}. {found} Give the loss "
+        f"with `from_logits={not from_logits}`."
+    )
 
 
 def check_not_empty(x):

@@ -14,29 +14,34 @@ import functools
 
 import keras
 from keras import ops
+from keras import tree
 
 from keras_distill import _backend
+from keras_distill import _features
+from keras_distill import _outputs
 from keras_distill import checks
+from keras_distill import warnings_of
 from keras_distill.batches import labels_or_none
 from keras_distill.batches import unpack
 from keras_distill.hints import TakesHints
 from keras_distill.hints import split
 from keras_distill.logs import KeepsLogs
 from keras_distill.losses import FunctionMatching
-from keras_distill.losses.objective import Annotated
+from keras_distill.losses.hint_terms import HintTerms
 from keras_distill.losses.objective import Leaf
 from keras_distill.losses.objective import Objective
-from keras_distill.metrics import TeacherMetrics
-from keras_distill.metrics import without_teacher_metrics
+from keras_distill.losses.targets import Targets
+from keras_distill.losses.targets import View
 from keras_distill.replay import arguments_of_fit
 from keras_distill.replay import check_one_replica
 from keras_distill.replay import replayed
 from keras_distill.saving import SavesStudent
+from keras_distill.teacher_metrics import TeacherMetrics
+from keras_distill.teacher_metrics import without_teacher_metrics
 from keras_distill.teachers.health import TeacherHealth
 from keras_distill.teachers.live import LiveTeacher
 from keras_distill.teachers.recording import RecordedTeacher
 from keras_distill.views import ConsistentAugment
-from keras_distill.views.consistent_augment import mixable
 from keras_distill.views.consistent_augment import view_of_each
 
 
@@ -119,10 +124,13 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         name=None,
     ):
         checks.check_roles(positional, student, teacher)
+        warnings_of.own_steps(student)
         # The shared view must reach each model's own preprocessing untouched,
         # so the Distiller itself casts nothing. Its policy is the student's:
         # Keras looks there for whether the loss has to be scaled.
-        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        super().__init__(
+            name=name, dtype=checks.loss_policy(student), autocast=False
+        )
         self.student = student
         self.student_preprocessing = checks.preprocessing(
             "student_preprocessing", student_preprocessing, student
@@ -192,6 +200,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         weighted_metrics=None,
         *,
         check_teacher=True,
+        log_schedules=False,
         **kwargs,
     ):
         """Choose how to train; the arguments are those of `keras.Model`.
@@ -223,18 +232,25 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
             "check_teacher": check_teacher,
+            "log_schedules": log_schedules,
             **kwargs,
         }
-        loss = FunctionMatching() if loss is None else loss
+        if loss is None and not self._hints_alone():
+            loss = FunctionMatching()
         names = getattr(self.student, "output_names", None)
         num_outputs = len(names or [""])
-        objective = Objective(loss, loss_weights, names)
+        objective = Objective(loss, loss_weights, names, HintTerms(self.hints))
         self._check_outputs(objective)
+        teacher_metrics = TeacherMetrics(metrics, weighted_metrics, objective)
+        outputs = _outputs.known_outputs(self.student)
+        if outputs is not None:
+            teacher_metrics.build(outputs)
+        warnings_of.teacher_unused(objective, teacher_metrics)
         self._start_logs(
             objective,
-            TeacherMetrics(metrics, weighted_metrics, names),
+            teacher_metrics,
             TeacherHealth() if check_teacher else None,
-            self._hint_log,
+            log_schedules,
         )
         super().compile(
             optimizer=optimizer,
@@ -246,6 +262,15 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             **kwargs,
         )
         self._keep_compile_arguments({**given, "optimizer": self.optimizer})
+
+    def _hints_alone(self):
+        """Whether no loss means the hints and nothing besides them."""
+        if not self.hints or checks.predicts_classes(
+            self.student, self._live_teacher
+        ):
+            return False
+        warnings_of.hints_alone()
+        return True
 
     def _check_outputs(self, objective):
         checks.check_outputs(self.student, self._live_teacher, objective)
@@ -286,52 +311,45 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
                 self,
                 step,
                 functools.partial(self._annotate, training=training),
-                self._live_teacher.variables,
+                self._variables_read(training),
                 arguments,
             )
 
+    def _variables_read(self, training):
+        """Return the variables that annotating reads, the student's aside."""
+        read = [*self._live_teacher.variables, *self._objective.variables]
+        if self._objective.uses_step and not training:
+            # Training has the optimizer's state at hand, evaluation has not.
+            read += [v for v in self.optimizer.variables if v.shape == ()]
+        return read
+
     def _annotate(self, data, training):
         """Return the batch with its view drawn and its targets attached."""
-        x, y, sample_weight, record = unpack(data)
-        view, drawn = x, None
+        x, y, weights, record = unpack(data)
+        view, follows = x, None
         if training and self.augment is not None:
             view, drawn = self.augment.draw(x, record and record.drawn)
+            follows = View(self.augment, drawn, x)
         student_view, teacher_view = view_of_each(view)
         teacher, features = self._check_teacher(
-            self._answer(teacher_view, record, training)
+            self._outputs_of_teacher(teacher_view, record, training)
         )
-        if drawn is None or not self.augment.mixes_labels:
-            targets = Annotated(y, teacher, y, features)
-            return student_view, targets, sample_weight
-        # No class is right for a mixed image, so no metric scores its labels.
-        mixed = None
-        if y is not None and self._objective.uses_labels:
-            mixed = self.augment.transform_labels(mixable(y, teacher), drawn)
-        if sample_weight is not None:
-            sample_weight = self.augment.transform_labels(
-                mixable(sample_weight), drawn
-            )
-        targets = Annotated(mixed, teacher, None, features)
-        return student_view, targets, sample_weight
+        moment = self._objective.moment(lambda: self.optimizer.iterations)
+        return student_view, Targets(
+            y, weights, teacher, features, follows, moment
+        )
 
-    def _answer(self, view, record, training):
-        """Return the teacher's outputs and features for a view."""
+    def _outputs_of_teacher(self, view, record, training):
+        """Return the list of the teachers' outputs, and the features."""
         if self._recording is None or not training:
-            return self._run_teacher(view, self._from_logits)
+            return self._run_teacher(view)
         check_one_replica()
         if record is None:
             raise ValueError(
                 "Training from a recording goes through `fit()`, which knows "
                 "the batch and its views. Received a batch without them."
             )
-        return self._recording.structured(record.answers), []
-
-    def _from_logits(self, outputs):
-        """Tell of each output whether it is logits; `None` if no classes."""
-        return [
-            term.loss.from_logits if term and term.uses_teacher else None
-            for _, term in self._objective.terms_of(outputs)
-        ]
+        return [self._recording.structured(record.answers)], []
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -339,10 +357,13 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         if y.teacher is None:
             return ops.zeros(())  # Keras builds its state; ours has none.
         outputs, features = split(y_pred)
-        loss = super().compute_loss(
-            x, Leaf(y), Leaf(outputs), Leaf(sample_weight), training
+        return super().compute_loss(
+            x,
+            Leaf(y),
+            Leaf((outputs, self._projected(features))),
+            None,
+            training,
         )
-        return loss + self._hint_loss(y.features, features, sample_weight)
 
     def make_train_function(self, force=False):
         self._make("train_function", super().make_train_function, force)
@@ -357,7 +378,9 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         if getattr(self, name) is existing:
             return
         function = _backend.feed(
-            self, getattr(self, name), self._live_teacher.variables
+            self,
+            getattr(self, name),
+            self._variables_read(name == "train_function"),
         )
 
         def watched(*arguments):
@@ -375,12 +398,32 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     def _symbolic_build(self, iterator=None, data_batch=None):
         if data_batch is None:
             data_batch = _backend.first_batch(iterator)
-        x, y, weight, _ = unpack(data_batch)
+        x, labels, _, _ = unpack(data_batch)
         teacher_view = x
         if self.augment is not None:
+            if labels is not None and self._compile_metrics is not None:
+                labels = self._followed_spec(x, labels)
             x, teacher_view = view_of_each(self.augment.view_spec(x))
         self._build_hints(x, teacher_view)
-        super()._symbolic_build(data_batch=(x, Annotated(y, None, y), weight))
+        super()._symbolic_build(data_batch=(x, Targets(labels)))
+
+    def _followed_spec(self, images, labels):
+        """Return symbolic labels of the shapes that they have in a view."""
+
+        def follow(data):
+            images, labels = data
+            _, drawn = self.augment.draw(images)
+            view = View(self.augment, drawn, images)
+            return tree.map_structure(view.follow, labels)
+
+        specs = _features.specs_of((images, labels))
+        return tree.map_structure(
+            lambda followed, label: keras.KerasTensor(
+                followed.shape, label.dtype
+            ),
+            _features.output_spec(follow, specs),
+            specs[1],
+        )
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """TensorFlow alone: build early, so that callbacks find weights."""

@@ -9,31 +9,39 @@ import contextlib
 import contextvars
 import typing
 
-import keras
 from keras import tree
 
-from keras_distill import _backend
 from keras_distill import _features
 from keras_distill import _outputs
+from keras_distill._keras_internals import get_keras_mask
+from keras_distill._keras_internals import with_keras_mask
 from keras_distill.losses.hint import Hint
 from keras_distill.losses.hint import channels_last
-from keras_distill.losses.objective import FunctionLoss
 from keras_distill.teachers.live import AbsentTeacher
 
 # The Distiller whose step is running: its `call` returns features as well.
 _stepping = contextvars.ContextVar("stepping", default=None)
 
 
-class Hinted(typing.NamedTuple):
-    """The student's outputs, with its features beside them."""
+class StepOutputs(typing.NamedTuple):
+    """What the student returns to a step: its outputs, and what is beside.
+
+    On JAX, a tensor loses its Keras mask on the way from the gradient to the
+    metrics, so masks travel on their own.
+    """
 
     outputs: typing.Any
     features: list
+    masks: list
 
 
 def split(y_pred):
     """Return `(outputs, features)` of what a student's step returned."""
-    return y_pred if isinstance(y_pred, Hinted) else (y_pred, [])
+    if not isinstance(y_pred, StepOutputs):
+        return y_pred, []
+    for output, mask in zip(tree.flatten(y_pred.outputs), y_pred.masks):
+        with_keras_mask(output, mask)
+    return y_pred.outputs, y_pred.features
 
 
 class TakesHints:
@@ -49,8 +57,6 @@ class TakesHints:
                 )
         self.hints = hints
         self.projectors = [None] * len(hints)
-        self._hint_losses = [FunctionLoss(hint.values) for hint in hints]
-        self._hint_log = [keras.metrics.Mean(name="hint_loss")] if hints else []
         self._student_layers = _Layers(
             _features.find_layer(
                 self.student, hint.student_layer, "student_layer"
@@ -65,6 +71,7 @@ class TakesHints:
         Raises:
             ValueError: if the teacher has no such layers.
         """
+        self._teacher_layers = _Layers([])
         if not self.hints or isinstance(live_teacher.given, AbsentTeacher):
             return
         self._teacher_layers = _Layers(
@@ -75,7 +82,7 @@ class TakesHints:
             for model in (live_teacher.members[0], self.student)
         ]
         if None not in inputs:
-            self._build_projectors(live_teacher.answers, self.student, *inputs)
+            self._build_projectors(live_teacher.outputs, self.student, *inputs)
 
     def _build_projectors(self, teacher, student, teacher_input, student_input):
         specs = []
@@ -109,17 +116,9 @@ class TakesHints:
         """Build the projectors of models without a graph, on a batch."""
         if self._hints_ready:
             return
-        specs = [
-            tree.map_structure(
-                lambda v: keras.KerasTensor(
-                    v.shape, keras.backend.standardize_dtype(v.dtype)
-                ),
-                inputs,
-            )
-            for inputs in (teacher_view, view)
-        ]
+        specs = [_features.specs_of(each) for each in (teacher_view, view)]
         _features.output_spec(self.call, specs[1])  # builds the student
-        self._build_projectors(self._live_teacher.infer, self.call, *specs)
+        self._build_projectors(self._live_teacher, self.call, *specs)
 
     @contextlib.contextmanager
     def _student_gives_features(self):
@@ -130,43 +129,26 @@ class TakesHints:
             _stepping.reset(token)
 
     def _run_student(self, inputs, training):
-        if not self.hints or _stepping.get() is not self:
+        if _stepping.get() is not self:
             return self.student(inputs, training=training)
         with self._student_layers.collecting() as features:
             outputs = self.student(inputs, training=training)
-        return Hinted(outputs, features())
+        masks = [get_keras_mask(output) for output in tree.flatten(outputs)]
+        if not self.hints and all(mask is None for mask in masks):
+            return outputs
+        return StepOutputs(outputs, features(), masks)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        outputs, _ = split(y_pred)
-        return super().compute_metrics(x, y, outputs, sample_weight)
-
-    def _run_teacher(self, view, from_logits):
-        if not self.hints:
-            return self._live_teacher(view, from_logits), []
+    def _run_teacher(self, view):
         with self._teacher_layers.collecting() as features:
-            outputs = self._live_teacher(view, from_logits)
+            outputs = self._live_teacher(view)
         return outputs, features()
 
-    def _hint_loss(self, teacher_features, features, sample_weight):
-        """Return the weighted sum of all hint losses, and log it."""
-        weights = tree.flatten(sample_weight)
-        # Weights of several outputs do not say which of them a feature is.
-        weights = weights[0] if len(weights) == 1 else None
-        total = 0.0
-        for index, hint in enumerate(self.hints):
-            feature = features[index]
-            if self.projectors[index] is not None:
-                feature = self.projectors[index](feature)
-            total = total + hint.weight * self._hint_losses[index](
-                teacher_features[index], feature, weights
-            )
-        if self.hints:
-            (log,) = self._hint_log
-            count = keras.ops.shape(features[0])[0]
-            log.update_state(
-                total * _backend.num_replicas(), sample_weight=count
-            )
-        return total
+    def _projected(self, features):
+        """Return the student's features as the hints compare them."""
+        return [
+            feature if projector is None else projector(feature)
+            for feature, projector in zip(features, self.projectors)
+        ]
 
 
 class _Layers:
@@ -177,8 +159,13 @@ class _Layers:
 
     @contextlib.contextmanager
     def collecting(self):
+        if not self.layers:
+            yield list
+            return
         with _features.collecting(self.layers) as collected:
             yield lambda: [
-                channels_last(feature, layer)
+                with_keras_mask(
+                    channels_last(feature, layer), get_keras_mask(feature)
+                )
                 for feature, layer in zip(collected(), self.layers)
             ]

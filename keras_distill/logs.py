@@ -5,16 +5,23 @@ the loss, the metrics that look at labels (Keras's), and those that look at the
 teacher (ours).
 """
 
+import keras
+
+from keras_distill.hints import split
 from keras_distill.teachers import health
 
 
 class KeepsLogs:
     """Adds the parts of the loss and the teacher metrics to Keras's logs."""
 
-    def _start_logs(self, objective, teacher_metrics, teacher_health, more):
+    def _start_logs(
+        self, objective, teacher_metrics, teacher_health, log_schedules
+    ):
         # In a plain object: Keras would track the metrics of an earlier
         # `compile()` for ever, and save all of them in checkpoints.
-        self._logs = _Logs(objective, teacher_metrics, teacher_health, more)
+        self._logs = _Logs(
+            objective, teacher_metrics, teacher_health, log_schedules
+        )
         self._steps_taken = 0
 
     @property
@@ -34,24 +41,29 @@ class KeepsLogs:
 
     def _results(self, without=None):
         results = {}
+        teachers = {id(m) for m in self._logs.teacher_metrics.metrics}
         for metric in self.metrics:
-            if metric is not without and metric is not self._logs.health_metric:
+            hidden = metric is without or metric is self._logs.health_metric
+            if not hidden and id(metric) not in teachers:
                 value = metric.result()
                 named = value if isinstance(value, dict) else {}
                 results.update(named or {metric.name: value})
-        return results
+        return {**results, **self._logs.teacher_metrics.logs()}
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if y.teacher is not None:
-            self._logs.teacher_metrics.update_state(
-                y.teacher, y_pred, sample_weight
-            )
-        if y.scored_labels is None:
+        outputs, _ = split(y_pred)
+        if y.teacher is None:
+            self._logs.teacher_metrics.build(outputs)
+        else:
+            self._logs.teacher_metrics.update_state(y, outputs)
+            self._logs.update_schedules(y.moment)
+        labels = y.followed_labels()
+        if labels is None:
             logs = self._results(without=self._compile_metrics)
         else:
-            logs = super().compute_metrics(
-                x, y.scored_labels, y_pred, sample_weight
-            )
+            weights = y.with_followed_weights().weights
+            super().compute_metrics(x, labels, outputs, weights)
+            logs = self._results()
         if self._logs.health is not None:
             logs[health.LOG] = self._logs.health_metric.result()
         return logs
@@ -75,11 +87,47 @@ class KeepsLogs:
 
 
 class _Logs:
-    def __init__(self, objective, teacher_metrics, teacher_health, more):
+    def __init__(
+        self, objective, teacher_metrics, teacher_health, log_schedules
+    ):
         self.objective = objective
         self.teacher_metrics = teacher_metrics
         self.health = teacher_health
         self.health_metric = teacher_health and teacher_health.metric
-        self.metrics = [*objective.trackers, *more, *teacher_metrics.metrics]
-        if teacher_health is not None:
-            self.metrics.append(self.health_metric)
+        self.schedules = []
+        if log_schedules:
+            start = objective.moment(lambda: 0)
+            self.schedules = [
+                _Latest(name=name) for name in objective.scheduled_values(start)
+            ]
+
+    @property
+    def metrics(self):
+        metrics = [
+            *self.objective.trackers,
+            *self.schedules,
+            *self.teacher_metrics.metrics,
+        ]
+        return metrics + ([] if self.health is None else [self.health_metric])
+
+    def update_schedules(self, moment):
+        if self.schedules:
+            values = self.objective.scheduled_values(moment)
+            for metric in self.schedules:
+                metric.update_state(values[metric.name])
+
+
+class _Latest(keras.metrics.Metric):
+    """The value of a schedule at the last step."""
+
+    def __init__(self, name):
+        super().__init__(name=name, dtype="float32")
+        self.value = self.add_variable(
+            shape=(), initializer="zeros", name="value"
+        )
+
+    def update_state(self, value):
+        self.value.assign(value)
+
+    def result(self):
+        return keras.ops.convert_to_tensor(self.value)

@@ -5,18 +5,52 @@ The metrics measure with the same functions that the losses train with.
 
 import keras
 from keras import ops
-from keras import tree
 
 from keras_distill import _arguments
-from keras_distill import _outputs
 from keras_distill.losses import divergence
+from keras_distill.losses import shapes
+from keras_distill.losses import weighing
 
 
-class TeacherMetric(keras.metrics.Mean):
+class TeacherMetric(keras.metrics.MeanMetricWrapper):
     """Base of the metrics that compare with the teacher, not with labels.
 
-    Subclasses implement `measure(teacher, student)`: one value per sample.
+    Subclasses implement `measure(teacher, student)`: one value per sample or
+    place. Weights and Keras masks count as in Keras's own metrics.
     """
+
+    # Which direction is better: "up" or "down". Keras's callbacks ask for it.
+    _direction = "up"
+
+    def __init__(self, name=None, dtype=None):
+        super().__init__(self.measure, name=name, dtype=dtype)
+        self._predicts, self._loss_from_logits = "classes", None
+
+    def follow(self, predicts, from_logits):
+        """Read outputs as a loss does; the `Distiller` calls it.
+
+        Args:
+            predicts: `"classes"`, `"labels"` or `"values"`, as in
+                `DistillationLoss`.
+            from_logits: bool. Whether outputs are logits or probabilities.
+
+        Raises:
+            ValueError: if such outputs can't be measured.
+        """
+        if predicts == "values":
+            raise ValueError(
+                f"{type(self).__name__} measures predictions of classes or "
+                "labels, and the loss of this output compares values. Received:"
+                f" {self.name!r}. Leave it out; the log of the loss, "
+                "`soft_loss`, is the distance to the teacher."
+            )
+        self._predicts, self._loss_from_logits = predicts, from_logits
+
+    @property
+    def _reads_logits(self):
+        if self._loss_from_logits is None:
+            return True
+        return self._loss_from_logits
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch.
@@ -28,10 +62,16 @@ class TeacherMetric(keras.metrics.Mean):
             sample_weight: optional weights, broadcastable to `(...)`.
         """
         teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
-        values = self.measure(
-            ops.convert_to_tensor(teacher), ops.convert_to_tensor(y_pred)
-        )
-        super().update_state(values, sample_weight)
+        teacher = ops.convert_to_tensor(teacher)
+        y_pred = ops.convert_to_tensor(y_pred)
+        check = shapes.check_same_shape
+        if self._predicts == "classes":
+            check = shapes.check_same_classes
+        check(teacher.shape, y_pred.shape)
+        if sample_weight is not None:
+            places = y_pred.shape[:-1] if len(y_pred.shape) > 1 else (None,)
+            sample_weight = weighing.aligned(sample_weight, places)
+        super().update_state(teacher, y_pred, sample_weight)
 
     def measure(self, teacher, student):
         raise NotImplementedError
@@ -72,6 +112,8 @@ class TeacherAgreement(TeacherMetric):
         super().__init__(name=name or f"{prefix}teacher_agreement", dtype=dtype)
 
     def measure(self, teacher, student):
+        if self._predicts == "labels":
+            return self._labels_agree(teacher, student)
         decided = ops.cast(ops.argmax(teacher, axis=-1), "int32")
         if self.k == 1:
             # `in_top_k` counts ties as hits, and a student that answers the
@@ -82,6 +124,18 @@ class TeacherAgreement(TeacherMetric):
         hits = ops.equal(ops.expand_dims(decided, -1), ops.cast(best, "int32"))
         return ops.cast(ops.any(hits, axis=-1), "float32")
 
+    def _labels_agree(self, teacher, student):
+        """Return the share of labels on which both decide alike."""
+        if self.k > 1:
+            raise ValueError(
+                "`k` counts classes, and this output predicts independent "
+                f"labels. Received: k={self.k}. Use `TeacherAgreement()`."
+            )
+        threshold = 0.0 if self._reads_logits else 0.5
+        agree = ops.equal(teacher > threshold, student > threshold)
+        agree = ops.cast(agree, "float32")
+        return ops.mean(agree, axis=-1) if len(agree.shape) > 1 else agree
+
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype, "k": self.k}
 
@@ -91,10 +145,14 @@ class TeacherDivergence(TeacherMetric):
     """Mean KL divergence from the teacher to the student, in nats.
 
     `KL(softmax(t) || softmax(s))` at temperature 1: 0 where the two models
-    agree in every probability.
+    agree in every probability. Where the loss of an output compares independent
+    labels (`BinaryKD`), it is the mean over the labels of
+    `KL(sigmoid(t) || sigmoid(s))`.
 
     Args:
         from_logits: bool. Whether both models return logits or probabilities.
+            `None` takes it from the loss of the output in a `Distiller`, and
+            means logits elsewhere.
         name: name in the logs.
         dtype: dtype of the state.
 
@@ -109,14 +167,41 @@ class TeacherDivergence(TeacherMetric):
     ```
     """
 
-    def __init__(self, from_logits=True, name="teacher_divergence", dtype=None):
+    _direction = "down"
+
+    def __init__(self, from_logits=None, name="teacher_divergence", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        self.from_logits = bool(from_logits)
+        self.from_logits = None if from_logits is None else bool(from_logits)
+
+    @property
+    def _reads_logits(self):
+        if self.from_logits is None:
+            return super()._reads_logits
+        return self.from_logits
+
+    def follow(self, predicts, from_logits):
+        super().follow(predicts, from_logits)
+        if None not in (self.from_logits, from_logits):
+            if self.from_logits != from_logits:
+                raise ValueError(
+                    f"The loss of an output has from_logits={from_logits}, and "
+                    f"its metric {self.name!r} from_logits={self.from_logits}. "
+                    "Leave out the metric's `from_logits`: it follows the loss."
+                )
 
     def measure(self, teacher, student):
+        if self._predicts == "labels":
+            teacher, student = (
+                divergence.as_binary_logits(outputs, self._reads_logits)
+                for outputs in (teacher, student)
+            )
+            values = divergence.binary_kl_divergence(teacher, student, 1.0)
+            return (
+                ops.mean(values, axis=-1) if len(values.shape) > 1 else values
+            )
         return divergence.kl_divergence(
-            divergence.as_logits(teacher, self.from_logits),
-            divergence.as_logits(student, self.from_logits),
+            divergence.as_logits(teacher, self._reads_logits),
+            divergence.as_logits(student, self._reads_logits),
             1.0,
         )
 
@@ -126,67 +211,3 @@ class TeacherDivergence(TeacherMetric):
             "dtype": self.dtype,
             "from_logits": self.from_logits,
         }
-
-
-class TeacherMetrics:
-    """The teacher metrics among the `metrics` and `weighted_metrics` given.
-
-    Args:
-        metrics, weighted_metrics: as for `keras.Model.compile`.
-        names: names of the student's outputs, or `None`.
-    """
-
-    def __init__(self, metrics, weighted_metrics, names):
-        self._given = ((metrics, False), (weighted_metrics, True))
-        self._names = names
-
-    @property
-    def metrics(self):
-        return [
-            metric
-            for given, _ in self._given
-            for metric in tree.flatten(given)
-            if isinstance(metric, TeacherMetric)
-        ]
-
-    def update_state(self, teacher, y_pred, sample_weight):
-        """Update each metric with the output that it was given for."""
-        if not self.metrics:
-            return
-        paths = _outputs.output_paths(y_pred)
-        outputs = zip(tree.flatten(teacher), tree.flatten(y_pred), strict=True)
-        chosen = [
-            _outputs.per_output(given, paths, self._names, "metrics")
-            for given, _ in self._given
-        ]
-        for index, (answer, output) in enumerate(outputs):
-            for (_, weighted), metrics in zip(self._given, chosen):
-                weight = None
-                if weighted:
-                    weight = _outputs.select(
-                        sample_weight, paths[index], index, self._names
-                    )
-                for metric in tree.flatten(metrics[index]):
-                    if isinstance(metric, TeacherMetric):
-                        metric.update_state(answer, output, weight)
-
-
-def without_teacher_metrics(metrics, num_outputs):
-    """Return `metrics` as Keras gets them: those that look at labels.
-
-    Args:
-        metrics: as for `keras.Model.compile`.
-        num_outputs: how many outputs the student has. A flat list means one
-            metric per output if there are several, and keeps its places.
-    """
-
-    def strip(entry, keep_places):
-        if isinstance(entry, dict):
-            return {key: strip(value, False) for key, value in entry.items()}
-        if isinstance(entry, (list, tuple)):
-            kept = [strip(item, False) for item in entry]
-            return kept if keep_places else [k for k in kept if k is not None]
-        return None if isinstance(entry, TeacherMetric) else entry
-
-    kept = strip(metrics, num_outputs > 1)
-    return kept if any(m is not None for m in tree.flatten(kept)) else None

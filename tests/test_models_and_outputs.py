@@ -224,7 +224,7 @@ def test_several_heads_with_their_own_losses(kind, by):
         "animal_label_loss",
         "weight_loss",
         "animal_accuracy",
-        "teacher_agreement",
+        "animal_teacher_agreement",
     } == set(logs)
     logs = evaluate(distiller, x, labels)
     total = 0.9 * logs["animal_soft_loss"] + 0.1 * logs["animal_label_loss"]

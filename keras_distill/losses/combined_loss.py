@@ -110,7 +110,7 @@ class CombinedLoss(DistillationLoss):
 
     def scheduled_values(self, step):
         values = {}
-        for index, (weights, loss) in enumerate(self.members()):
+        for weights, loss in self.members():
             if any(map(_schedules.is_schedule, weights)):
                 values[f"{loss.name}_weight"] = math.prod(
                     _schedules.value_at(weight, step) for weight in weights

@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill import _schedules
 from keras_distill.views import images
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Hint:
+class Hint(_schedules.Controlled):
     """Draws an inner layer of the student towards one of the teacher.
 
     With the teacher's feature `f_t`, the student's feature `f_s`, and a
@@ -31,11 +32,14 @@ class Hint:
             models, such as `"backbone/conv3_block4_out"`.
         student_layer: the same for the student.
         loss: a Keras loss, its name, or a function
-            `(teacher_feature, student_feature) -> values per sample`. Both
-            features have the channels last.
-        weight: float of at least 0, on the scale of `loss`.
+            `(teacher_feature, student_feature) -> values per sample or place`.
+            Both features have the channels last. Relational losses
+            (`AttentionTransfer`, `SimilarityPreserving`, `RelationalKD`)
+            compare features of different widths without a projector.
+        weight: float of at least 0, on the scale of `loss`, or a schedule.
         projector: `"auto"`, `None` for no projector, or a Keras layer that
-            takes the student's feature with the channels last.
+            takes the student's feature with the channels last. With `None`, a
+            loss of your own decides itself which widths it can compare.
 
     Raises:
         ValueError: if the weight is negative, or the projector is no layer.
@@ -63,6 +67,8 @@ class Hint:
     ```
     """
 
+    controls = ("weight",)
+
     def __init__(
         self,
         teacher_layer,
@@ -76,7 +82,9 @@ class Hint:
         self.loss = keras.losses.get(loss)
         if self.loss is None:
             raise ValueError("`loss` of a Hint must be a loss. Received: None")
-        self.weight = _arguments.non_negative_float("weight", weight)
+        self.weight = _schedules.number_or_schedule(
+            "weight", weight, _arguments.non_negative_float
+        )
         if not (
             projector in ("auto", None)
             if isinstance(projector, (str, type(None)))
@@ -88,23 +96,37 @@ class Hint:
             )
         self.projector = projector
 
-    def values(self, teacher, student):
-        """Return the loss of each sample, `(batch,)`, of projected features.
+    @property
+    def relational(self):
+        """Whether the loss compares features of any width, see `loss`."""
+        return bool(getattr(self.loss, "relational", False))
+
+    def values(self, teacher, student, weights=None):
+        """Return the loss of each sample or place of projected features.
 
         Args:
-            teacher, student: features of the same width, channels last.
+            teacher, student: features `(batch, places..., width)`.
+            weights: float weights of each place of the student's feature, of
+                which a relational loss leaves out those of 0, or `None`.
+
+        Returns:
+            A tensor `(batch,)` or `(batch, places...)`.
         """
-        teacher, student = _same_size(teacher, student)
+        if not self.relational or self.loss.same_places:
+            teacher, student = _same_size(teacher, student)
+        call = self.loss
         if isinstance(self.loss, keras.losses.Loss):
-            values = self.loss.call(teacher, student)
+            call = self.loss.call
+        if self.relational:
+            values = call(teacher, student, weights)
         else:
-            values = self.loss(teacher, student)
+            values = call(teacher, student)
         if len(values.shape) == 0:
             raise ValueError(
                 f"The loss of {self!r} must return values per sample, and "
                 "returned a single number. Leave out its own mean."
             )
-        return ops.mean(ops.reshape(values, (ops.shape(values)[0], -1)), -1)
+        return values
 
     def make_projector(self, teacher_shape, student_shape, existing=None):
         """Return the projector for features of these shapes, channels last.
@@ -121,6 +143,8 @@ class Hint:
             f"{tuple(teacher_shape)}, {self.student_layer!r} of the student "
             f"{tuple(student_shape)}."
         )
+        if self.relational and not self.loss.same_places:
+            return _built(self.given_projector(existing), student_shape)
         if len(teacher_shape) != len(student_shape):
             raise ValueError(
                 "The features of a hint must have the same rank. Name a "
@@ -132,13 +156,14 @@ class Hint:
                 f"can't be resampled. {received}"
             )
         width = teacher_shape[-1]
-        projector = existing or self.projector
+        projector = self.given_projector(existing)
         if projector == "auto":
             if width == student_shape[-1]:
                 return None
             projector = keras.layers.Dense(width)
-        if projector is not None and not projector.built:
-            projector.build(tuple(student_shape))
+        _built(projector, student_shape)
+        if self.relational or (projector is None and self._is_own_loss):
+            return projector  # The loss decides what it can compare.
         projected = student_shape
         if projector is not None:
             projected = projector.compute_output_shape(tuple(student_shape))
@@ -150,12 +175,25 @@ class Hint:
             )
         return projector
 
+    def given_projector(self, existing=None):
+        """Return the projector to use: a layer, `"auto"` or `None`."""
+        if existing is not None:
+            return existing
+        if self.projector == "auto" and self.relational:
+            return None
+        return self.projector
+
+    @property
+    def _is_own_loss(self):
+        home = getattr(self.loss, "__module__", None)
+        return not (home or type(self.loss).__module__).startswith("keras.")
+
     def get_config(self):
         return {
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
             "loss": keras.losses.serialize(self.loss),
-            "weight": self.weight,
+            "weight": _schedules.serialize(self.weight),
             "projector": keras.saving.serialize_keras_object(self.projector),
         }
 
@@ -163,6 +201,7 @@ class Hint:
     def from_config(cls, config):
         config = dict(config)
         config["loss"] = keras.losses.deserialize(config["loss"])
+        config["weight"] = _schedules.deserialize(config["weight"])
         config["projector"] = keras.saving.deserialize_keras_object(
             config["projector"]
         )
@@ -188,6 +227,12 @@ def _same_size(teacher, student):
         teacher = images.resize_axis(teacher, axis, size)
         student = images.resize_axis(student, axis, size)
     return teacher, student
+
+
+def _built(projector, student_shape):
+    if isinstance(projector, keras.layers.Layer) and not projector.built:
+        projector.build(tuple(student_shape))
+    return projector
 
 
 def _name(argument, value):

@@ -1,21 +1,27 @@
-"""Objective: everything that `compile(loss=...)` asked for, as one Keras loss.
+"""Objective: everything that is minimised, as one Keras loss.
 
 Keras matches losses with outputs by comparing the structures of `y_true` and
-`y_pred`, and the targets of distillation have one of their own: labels and the
-teacher's outputs. So the Distiller resolves its losses here and gives Keras a
-single loss for a single opaque target (`Leaf`). Everything else stays Keras's:
-regularisers, loss scaling, distribution strategies, the `loss` log.
+`y_pred`, and the targets of distillation have one of their own. So the
+Distiller resolves its losses and hints here and gives Keras a single loss for a
+single opaque target (`Leaf`). Everything else stays Keras's: regularisers, loss
+scaling, distribution strategies, the `loss` log.
 """
-
-import typing
 
 import keras
 from keras import ops
 from keras import tree
 
-from keras_distill import _backend
 from keras_distill import _outputs
+from keras_distill import _schedules
+from keras_distill.losses import averages
+from keras_distill.losses import label_loss
+from keras_distill.losses import weighing
+from keras_distill.losses.combined_loss import CombinedLoss
+from keras_distill.losses.combined_loss import target_of
 from keras_distill.losses.distillation_loss import DistillationLoss
+from keras_distill.losses.label_loss import as_one_hot_or_sparse
+from keras_distill.losses.targets import OutputTargets
+from keras_distill.losses.weighing import FunctionLoss
 
 
 class Leaf:
@@ -25,124 +31,260 @@ class Leaf:
         self.value = value
 
 
-class Annotated(typing.NamedTuple):
-    """The targets of one batch, as the Distiller's steps hand them to Keras.
+class Term:
+    """One loss of one output, its weights, and the logs of its parts.
 
     Args:
-        labels: labels in the structure of the student's outputs, mixed where
-            the view is, or `None`.
-        teacher: the teacher's outputs for the view.
-        scored_labels: labels that the label metrics may look at: `None` where
-            images are mixed, since no class is right then.
-        features: list of the teacher's inner outputs, one per hint.
+        loss: a Keras loss.
+        weights: numbers, schedules or variables, whose product is its weight.
+        prefix: what stands before the names of its logs.
     """
 
-    labels: typing.Any
-    teacher: typing.Any
-    scored_labels: typing.Any = None
-    features: list = ()
+    def __init__(self, loss, weights, prefix):
+        self.loss, self.weights = loss, weights
+        self.prefix = prefix
+        self.compares_with_teacher = isinstance(loss, DistillationLoss)
+        names = ["loss"]
+        if self.compares_with_teacher:
+            names = list(loss.parts())
+        self.trackers = {
+            name: _tracker(f"{prefix}_{name}" if prefix else name)
+            for name in names
+        }
 
+    @property
+    def uses_teacher(self):
+        return self.compares_with_teacher and self.loss.uses_teacher
 
-class Term:
-    """One loss of `compile()`, its weight, and the logs of its parts."""
+    @property
+    def uses_labels(self):
+        return not self.compares_with_teacher or self.loss.uses_labels
 
-    def __init__(self, loss, weight, prefix):
-        self.loss = as_loss(loss)
-        self.weight = 1.0 if weight is None else float(weight)
-        self.uses_teacher = isinstance(self.loss, DistillationLoss)
-        if self.uses_teacher:
-            self.parts = [
-                (name, part_weight, _Part(function, self.loss))
-                for name, (part_weight, function) in self.loss.parts().items()
-            ]
-        else:
-            self.parts = [("loss", 1.0, self.loss)]
-        names = [name for name, _, _ in self.parts]
-        if prefix:
-            names = [f"{prefix}_{name}" for name in names]
-        elif not self.uses_teacher:
-            names = []  # Keras logs a single plain loss as `loss` already.
-        self.trackers = [keras.metrics.Mean(name=name) for name in names]
+    @property
+    def has_schedules(self):
+        return any(map(_schedules.is_schedule, self.weights)) or (
+            self.compares_with_teacher and self.loss.has_schedules
+        )
+
+    @property
+    def variables(self):
+        """The variables among the weights."""
+        return [w for w in self.weights if isinstance(w, keras.Variable)]
+
+    def scheduled_values(self, moment):
+        """Return the value of every schedule at a moment, by its log name."""
+        values = {}
+        if self.variables or any(map(_schedules.is_schedule, self.weights)):
+            values["weight"] = _schedules.product_at(self.weights, moment)
+        if self.compares_with_teacher:
+            values.update(self.loss.scheduled_values(moment.step))
+        prefix = f"{self.prefix}_" if self.prefix else ""
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+    def value(self, belonging, moment):
+        """Return the value of this term for one output, and log its parts.
+
+        Args:
+            belonging: the `OutputTargets` of that output.
+            moment: the `Moment` of the step, for schedules.
+        """
+        parts = {"loss": (1.0, self.loss.call)}
+        if self.compares_with_teacher:
+            parts = self.loss.at(moment.step).parts()
+        target = target_of(self.loss, self._target(belonging))
+        total = 0.0
+        for name, (weight, function) in parts.items():
+            value = weighing.weighted_value(
+                function, self.loss, target, belonging.output, belonging.weights
+            )
+            weighing.log(self.trackers[name], value, belonging.output)
+            total = total + _schedules.value_at(weight, moment.step) * value
+        return total * _schedules.product_at(self.weights, moment)
+
+    def _target(self, belonging):
+        target = {}
+        if self.uses_labels:
+            labels = belonging.labels(self._num_classes(belonging))
+            if labels is not None:
+                target["labels"] = labels
+        if self.compares_with_teacher:
+            target["teacher"] = belonging.teacher(
+                lambda outputs: averages.average(
+                    outputs, self.loss.predicts, self.loss.from_logits
+                )
+            )
+            weights = belonging.place_weights
+            if weights is not None:
+                target["sample_weight"] = weights
+        return target
+
+    def _num_classes(self, belonging):
+        """Return how many classes there are if labels are class indices."""
+        if not belonging.mixes_labels or belonging.raw_labels is None:
+            return None
+        compared = getattr(self.loss, "label_loss", self.loss)
+        if compared is not None and label_loss.is_sparse(compared):
+            raise ValueError(
+                "Where the view mixes images, labels are mixed as one-hot "
+                "vectors, and this loss takes class indices alone. Received: "
+                f"{compared!r}. Use `label_loss=None`, or a loss for one-hot "
+                "labels, such as keras.losses.CategoricalCrossentropy."
+            )
+        if getattr(self.loss, "predicts", None) not in ("classes", None):
+            return None
+        classes = belonging.output.shape[-1]
+        kind = as_one_hot_or_sparse(
+            belonging.raw_labels, belonging.output.shape
+        )
+        return classes if kind == "sparse" and classes > 1 else None
 
 
 class Objective(keras.losses.Loss):
-    """The weighted sum of all losses over all outputs.
+    """The weighted sum of all losses over all outputs, and of all hints.
 
     Args:
         loss: a loss, or a list or dict of losses in the structure of the
             student's outputs, as for `keras.Model.compile`. A
             `DistillationLoss` gets labels and teacher, others the labels.
-        loss_weights: `None`, or floats in the same structure.
+            Without any loss, the hints alone are minimised.
+        loss_weights: `None`, or numbers, schedules or variables in the same
+            structure.
         names: names of the student's outputs, or `None`.
+        hints: `Hints`, the hints and what they are compared with.
     """
 
-    def __init__(self, loss, loss_weights=None, names=None):
+    def __init__(self, loss, loss_weights, names, hints):
         super().__init__(name="objective")
-        self.names = names
+        self.names, self.hints = names, hints
         weights = _weights_like(loss, loss_weights)
         paths = _outputs.output_paths(loss)
-        terms = [
-            None if entry is None else Term(entry, weight, _prefix(path, names))
+        entries = [
+            None if entry is None else (as_loss(entry), weight, path)
             for path, entry, weight in zip(paths, tree.flatten(loss), weights)
         ]
-        if not any(terms):
-            raise ValueError(f"No output has a loss. Received: loss={loss}")
-        self.terms = tree.pack_sequence_as(loss, terms)
+        terms = [
+            None if entry is None else _Terms(_terms(*entry, names))
+            for entry in entries
+        ]
+        if not any(terms) and not hints:
+            raise ValueError(
+                f"No output has a loss, and there are no hints. Received: "
+                f"loss={loss}"
+            )
+        self.terms = tree.pack_sequence_as(loss, terms) if any(terms) else None
 
     @property
-    def _used_terms(self):
-        return [term for term in tree.flatten(self.terms) if term is not None]
+    def all_terms(self):
+        groups = tree.flatten(self.terms)
+        return [term for group in groups if group for term in group.terms]
 
     @property
     def trackers(self):
-        return [t for term in self._used_terms for t in term.trackers]
+        terms = self.all_terms
+        trackers = [t for term in terms for t in term.trackers.values()]
+        if len(terms) == 1 and not terms[0].compares_with_teacher:
+            if not self.hints:
+                trackers = []  # Keras logs a single plain loss as `loss`.
+        return trackers + self.hints.trackers
 
     @property
-    def uses_labels(self):
-        return any(
-            not term.uses_teacher or term.loss.uses_labels
-            for term in self._used_terms
+    def uses_teacher(self):
+        """Whether anything that is minimised depends on the teacher."""
+        return bool(self.hints) or any(t.uses_teacher for t in self.all_terms)
+
+    @property
+    def variables(self):
+        """The variables among the weights, which are read at every step."""
+        return [v for term in self.all_terms for v in term.variables]
+
+    @property
+    def uses_step(self):
+        """Whether anything depends on the optimizer's iterations."""
+        hints = any(hint.has_schedules for hint in self.hints.hints)
+        return hints or any(term.has_schedules for term in self.all_terms)
+
+    def moment(self, step):
+        """Return the `Moment` of a step; it is read if a schedule asks."""
+        return _schedules.Moment(
+            step() if self.uses_step else None,
+            {id(v): ops.convert_to_tensor(v) for v in self.variables},
         )
 
+    def scheduled_values(self, moment):
+        """Return the value of every schedule at a moment, by its log name."""
+        values = self.hints.scheduled_values(moment.step)
+        for term in self.all_terms:
+            values.update(term.scheduled_values(moment))
+        return values
+
     def terms_of(self, outputs):
-        """Return `(path, term)` for each output, the term `None` if unused."""
+        """Return `(path, terms)` for each output, a list, empty if unused."""
         paths = _outputs.output_paths(outputs)
-        terms = _outputs.per_output(self.terms, paths, self.names, "loss")
-        for term in terms:
-            if len(tree.flatten(term)) != 1:
+        groups = _outputs.per_output(self.terms, paths, self.names, "loss")
+        for group in groups:
+            if len(tree.flatten(group)) != 1:
                 raise ValueError(
                     "`loss` must have one loss per output. Received "
-                    f"{len(tree.flatten(term))} for one of {len(paths)} "
-                    "outputs. To add losses up, write a `DistillationLoss` "
-                    "that does."
+                    f"{len(tree.flatten(group))} for one of {len(paths)} "
+                    "outputs. Losses on one output are added: "
+                    "`FunctionMatching() + 0.5 * DIST()`."
                 )
+        groups = [tree.flatten(group)[0] for group in groups]
         return [
-            (path, tree.flatten(term)[0]) for path, term in zip(paths, terms)
+            (path, group.terms if group else [])
+            for path, group in zip(paths, groups)
         ]
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        targets, outputs = y_true.value, y_pred.value
-        sample_weight = sample_weight.value
-        count = ops.shape(tree.flatten(outputs)[0])[0]
+        targets = y_true.value.with_followed_weights()
+        outputs, features = y_pred.value
         total = 0.0
-        for index, (path, term) in enumerate(self.terms_of(outputs)):
-            if term is not None:
-                weights = _outputs.select(
-                    sample_weight, path, index, self.names
-                )
-                total = total + term.weight * _value(
-                    term,
-                    _target(targets, term, path, index, self.names),
-                    _outputs.at(outputs, path),
-                    weights,
-                    count,
-                )
-        return total
+        for index, (path, terms) in enumerate(self.terms_of(outputs)):
+            belonging = OutputTargets(
+                targets, path, index, self.names, _outputs.at(outputs, path)
+            )
+            for term in terms:
+                total = total + term.value(belonging, targets.moment)
+        return total + self.hints.value(targets, features)
 
     def get_config(self):
         raise NotImplementedError(
             "The Distiller saves the losses given to `compile()`, not this."
         )
+
+
+class _Terms:
+    """The terms of one output; one leaf of a structure."""
+
+    def __init__(self, terms):
+        self.terms = terms
+
+
+def _terms(loss, weight, path, names):
+    """Return the terms of a loss: one for each loss of a sum."""
+    prefix = _prefix(path, names)
+    weight = 1.0 if weight is None else _as_weight(weight)
+    if not isinstance(loss, CombinedLoss):
+        return [Term(loss, (weight,), prefix)]
+    terms, taken = [], {}
+    for weights, member in loss.members():
+        count = taken[member.name] = taken.get(member.name, 0) + 1
+        name = member.name if count == 1 else f"{member.name}_{count}"
+        label = f"{prefix}_{name}" if prefix else name
+        terms.append(Term(member, (weight, *weights), label))
+    return terms
+
+
+def _as_weight(weight):
+    if isinstance(weight, keras.Variable):
+        return weight
+    return _schedules.number_or_schedule(
+        "loss_weights", weight, lambda name, value: float(value)
+    )
+
+
+def _tracker(name):
+    return keras.metrics.Mean(name=name)
 
 
 def as_loss(loss):
@@ -158,49 +300,6 @@ def as_loss(loss):
     # A bare function would miss the reduction and, on several devices, its
     # division by their number.
     return FunctionLoss(loss)
-
-
-class FunctionLoss(keras.losses.Loss):
-    """A function of `(y_true, y_pred)` to values per sample, as a loss."""
-
-    def __init__(self, function, **kwargs):
-        super().__init__(name=getattr(function, "__name__", "loss"), **kwargs)
-        self.call = function
-
-
-class _Part(FunctionLoss):
-    """A part of a DistillationLoss, with its reduction and dtype."""
-
-    def __init__(self, function, loss):
-        super().__init__(function, reduction=loss.reduction, dtype=loss.dtype)
-
-
-def _value(term, target, output, sample_weight, count):
-    """Return the value of a term and log its parts."""
-    total = 0.0
-    for index, (_, weight, part) in enumerate(term.parts):
-        value = part(target, output, sample_weight)
-        if term.trackers:
-            term.trackers[index].update_state(
-                value * _backend.num_replicas(), sample_weight=count
-            )
-        total = total + weight * value
-    return total
-
-
-def _target(targets, term, path, index, names):
-    """Return what the loss of one output compares with."""
-    labels = _outputs.select(targets.labels, path, index, names)
-    if term.uses_teacher:
-        target = {"teacher": _outputs.at(targets.teacher, path)}
-        return target if labels is None else {**target, "labels": labels}
-    if labels is None:
-        raise ValueError(
-            f"The loss {term.loss.name!r} compares with labels, and the data "
-            "has none. Pass `(x, y)`, or match the teacher with "
-            "`FunctionMatching()` or another `DistillationLoss`."
-        )
-    return labels
 
 
 def _weights_like(loss, loss_weights):

@@ -7,10 +7,8 @@ no place in a checkpoint.
 """
 
 import keras
-from keras import tree
 
 from keras_distill import _features
-from keras_distill.losses import divergence
 from keras_distill.teachers.precision import InPrecision
 
 
@@ -79,34 +77,13 @@ class LiveTeacher:
         model = getattr(self._runners[0], "twin", self.members[0])
         return _features.find_layer(model, path, "teacher_layer")
 
-    def __call__(self, view, from_logits):
-        """Return the teacher's outputs for a view.
-
-        Args:
-            view: what the teacher looks at.
-            from_logits: function from outputs to a list with a bool for each,
-                or `None` where they are no classes. Ensembles average the
-                probabilities of the former and the values of the latter.
-        """
-        answers = self.infer(view)
-        if len(answers) == 1:
-            return answers[0]
-        for answer in answers[1:]:
-            tree.assert_same_structure(answers[0], answer)
-        flat = [tree.flatten(answer) for answer in answers]
-        means = [
-            _mean(list(outputs), logits)
-            for outputs, logits in zip(zip(*flat), from_logits(answers[0]))
-        ]
-        return tree.pack_sequence_as(answers[0], means)
-
-    def infer(self, view):
-        """Return the list of the members' outputs for a view."""
+    def __call__(self, view):
+        """Return the list of the teachers' outputs for a view."""
         if self.preprocessing is not None:
             view = self.preprocessing(view)
-        return self.answers(view)
+        return self.outputs(view)
 
-    def answers(self, view):
+    def outputs(self, view):
         """Return the same for a view that has been preprocessed."""
         return [_infer(runner, view) for runner in self._runners]
 
@@ -125,12 +102,6 @@ def _infer(member, view):
     if isinstance(member, keras.layers.Layer):
         return member(view, training=False)
     return member(view)
-
-
-def _mean(outputs, from_logits):
-    if from_logits is None:
-        return sum(outputs) / len(outputs)
-    return divergence.mean_of_teachers(outputs, from_logits)
 
 
 def _check_member(member):

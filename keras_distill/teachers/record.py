@@ -10,6 +10,7 @@ from keras import tree
 
 from keras_distill import _arguments
 from keras_distill import _features
+from keras_distill.losses import averages
 from keras_distill.teachers import sources
 from keras_distill.teachers import storage
 from keras_distill.teachers.live import LiveTeacher
@@ -34,6 +35,7 @@ def record_teacher(
     epochs=1,
     batch_size=32,
     seed=0,
+    predicts="classes",
     from_logits=True,
     dtype="float16",
     top_k=None,
@@ -65,6 +67,9 @@ def record_teacher(
         batch_size: int, for arrays.
         seed: int that shuffles arrays anew in each epoch; `None` keeps their
             order.
+        predicts: `"classes"`, `"labels"` or `"values"`: what the outputs are,
+            as in `DistillationLoss`. Several teachers are averaged
+            accordingly, and `top_k` is for classes alone.
         from_logits: bool. Whether the teacher returns logits or probabilities.
         dtype: `"float16"` or `"float32"`, in which answers are kept.
         top_k: int, or `None` to keep the answers for all classes. Otherwise
@@ -97,13 +102,24 @@ def record_teacher(
         raise ValueError(
             f"`dtype` must be 'float16' or 'float32'. Received: dtype={dtype!r}"
         )
+    if predicts not in ("classes", "labels", "values"):
+        raise ValueError(
+            "`predicts` must be 'classes', 'labels' or 'values'. "
+            f"Received: predicts={predicts!r}"
+        )
+    if top_k is not None and predicts != "classes":
+        raise ValueError(
+            "`top_k` keeps the likeliest classes, and the outputs are "
+            f"{predicts}. Received: top_k={top_k}. Leave it out."
+        )
     if augment is not None and not isinstance(augment, ConsistentAugment):
         augment = ConsistentAugment(augment)
     live = LiveTeacher(teacher, teacher_preprocessing, teacher_dtype)
     source = sources.source_of(dataset, batch_size, seed)
-    labeller = _Labeller(live, augment, from_logits)
+    labeller = _Labeller(live, augment, predicts, from_logits)
     header = {
         "format": storage.FORMAT,
+        "predicts": predicts,
         "from_logits": bool(from_logits),
         "dtype": dtype,
         "top_k": top_k and _arguments.positive_int("top_k", top_k),
@@ -133,7 +149,7 @@ def record_teacher(
 class _Labeller(keras.Model):
     """Draws a view and lets the teacher answer, compiled by `predict`."""
 
-    def __init__(self, live, augment, from_logits):
+    def __init__(self, live, augment, predicts, from_logits):
         super().__init__(name="labeller", autocast=False)
         self.augment = augment
         # Tracked by Keras, so that their weights are inputs and no constants.
@@ -143,21 +159,26 @@ class _Labeller(keras.Model):
             if isinstance(member, keras.layers.Layer)
         ]
         self._run = live.__call__
-        self.from_logits = from_logits
+        self.predicts, self.from_logits = predicts, from_logits
         self.built = True
 
     def call(self, inputs):
         view, drawn = inputs, []
         if self.augment is not None:
             view, drawn = self.augment.draw(inputs)
-        outputs = self._run(view_of_each(view)[1], self._all_from_logits)
+        members = self._run(view_of_each(view)[1])
+        outputs = members[0]
+        if len(members) > 1:
+            for other in members[1:]:
+                tree.assert_same_structure(outputs, other)
+            outputs = tree.map_structure(self._average, *members)
         outputs = tree.map_structure(
             lambda output: keras.ops.cast(output, "float32"), outputs
         )
         return {"outputs": outputs, "drawn": tensors_of(drawn)}
 
-    def _all_from_logits(self, outputs):
-        return [self.from_logits] * len(tree.flatten(outputs))
+    def _average(self, *outputs):
+        return averages.average(outputs, self.predicts, self.from_logits)
 
     @property
     def seed_states(self):
