@@ -7,8 +7,8 @@ its value is exact at every step, a resumed run continues it, and nothing is
 compiled again.
 """
 
-import copy
 import inspect
+import types
 import typing
 
 import keras
@@ -53,19 +53,22 @@ class Moment(typing.NamedTuple):
     """
 
     step: typing.Any = None
-    values: dict = {}
+    values: typing.Mapping = types.MappingProxyType({})
 
 
 def value_at(value, step):
     """Return a number as it is, and the value of a schedule at a step.
 
     Args:
-        value: a number, or a schedule.
+        value: a number, or a schedule. A function gets the step in float32.
         step: the optimizer's iterations, a scalar.
     """
-    if is_schedule(value):
-        return ops.cast(ops.convert_to_tensor(value(step)), "float32")
-    return value
+    if not is_schedule(value):
+        return value
+    if not isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        # TensorFlow would refuse `1.5 * step` of an integer.
+        step = ops.cast(step, "float32")
+    return ops.cast(ops.convert_to_tensor(value(step)), "float32")
 
 
 def product_at(weights, moment):
@@ -102,6 +105,15 @@ def deserialize(config):
     if isinstance(config, dict):
         return keras.saving.deserialize_keras_object(config)
     return config
+
+
+def copied(thing):
+    """Return a shallow copy; `copy.copy` of a Keras object goes by its config,
+    which a tensor is no part of.
+    """
+    copy = object.__new__(type(thing))
+    copy.__dict__.update(thing.__dict__)
+    return copy
 
 
 class Controlled:
@@ -142,7 +154,7 @@ class Controlled:
         """
         if not self.has_schedules:
             return self
-        evaluated = copy.copy(self)
+        evaluated = copied(self)
         for name in self.controls:
             value = value_at(getattr(self, name), step)
             object.__setattr__(evaluated, name, value)

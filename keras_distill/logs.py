@@ -130,4 +130,5 @@ class _Latest(keras.metrics.Metric):
         self.value.assign(value)
 
     def result(self):
-        return keras.ops.convert_to_tensor(self.value)
+        # A copy: validation assigns another value before Keras reads it.
+        return keras.ops.add(self.value, 0.0)

@@ -69,8 +69,10 @@ class TeacherMetric(keras.metrics.MeanMetricWrapper):
             check = shapes.check_same_classes
         check(teacher.shape, y_pred.shape)
         if sample_weight is not None:
-            places = y_pred.shape[:-1] if len(y_pred.shape) > 1 else (None,)
-            sample_weight = weighing.aligned(sample_weight, places)
+            values = y_pred[..., 0] if len(y_pred.shape) > 1 else y_pred
+            sample_weight = weighing.filled(
+                weighing.aligned(sample_weight, values.shape), values
+            )
         super().update_state(teacher, y_pred, sample_weight)
 
     def measure(self, teacher, student):

@@ -1,6 +1,5 @@
 """CombinedLoss: sums and multiples of losses, which are losses again."""
 
-import copy
 import math
 
 import keras
@@ -100,7 +99,7 @@ class CombinedLoss(DistillationLoss):
         )
 
     def at(self, step):
-        evaluated = copy.copy(self)
+        evaluated = _schedules.copied(self)
         evaluated.weights = [_schedules.value_at(w, step) for w in self.weights]
         evaluated.losses = [
             loss.at(step) if isinstance(loss, DistillationLoss) else loss

@@ -206,7 +206,8 @@ class Objective(keras.losses.Loss):
     def moment(self, step):
         """Return the `Moment` of a step; it is read if a schedule asks."""
         return _schedules.Moment(
-            step() if self.uses_step else None,
+            # A copy: the optimizer counts on before metrics read it.
+            ops.add(step(), 0) if self.uses_step else None,
             {id(v): ops.convert_to_tensor(v) for v in self.variables},
         )
 

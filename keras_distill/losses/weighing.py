@@ -48,12 +48,14 @@ def weighted_value(function, loss, target, output, weights):
         _check_fits("mask", mask.shape, values.shape)
     if weights is not None:
         weights = aligned(weights, values.shape)
-    given = FunctionLoss(
-        lambda y_true, y_pred: values,
-        reduction=loss.reduction,
-        dtype=loss.dtype,
-    )
-    return given(output, output, weights)
+        if mask is not None:
+            weights = filled(weights, values)
+
+    def given(y_true, y_pred):
+        return values
+
+    reduced = FunctionLoss(given, reduction=loss.reduction, dtype=loss.dtype)
+    return reduced(output, output, weights)
 
 
 def aligned(weights, shape):
@@ -75,6 +77,17 @@ def aligned(weights, shape):
         weights = ops.expand_dims(weights, axis=-1)
     _check_fits("sample_weight", weights.shape, shape, given)
     return weights
+
+
+def filled(weights, values):
+    """Return a copy of aligned weights that has the shape of the values.
+
+    Beside a mask, Keras multiplies weights in place. On PyTorch they must have
+    the shape of the mask then, and the caller's own array would change.
+    """
+    return ops.multiply(
+        ops.cast(weights, "float32"), ops.ones_like(values, dtype="float32")
+    )
 
 
 def per_place(weights, mask, shape):
