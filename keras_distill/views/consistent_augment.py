@@ -2,8 +2,8 @@
 
 The Distiller draws the view outside both models, so teacher and student get the
 same pixels by construction. What is left to this layer is to make everything
-else agree with those pixels: mixed labels, sample weights, and a second
-rendering of the same view at the teacher's resolution.
+else agree with those pixels: labels, masks and weights (`following.py`), and a
+second rendering of the same view at the teacher's resolution.
 """
 
 import keras
@@ -11,6 +11,9 @@ from keras import ops
 from keras import tree
 
 from keras_distill.views import consistency
+from keras_distill.views import drawings
+from keras_distill.views import following
+from keras_distill.views.drawings import tensors_of as tensors_of
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -23,6 +26,10 @@ class ConsistentAugment(keras.layers.Layer):
     can't be consistent is refused by name; use it in the data pipeline instead,
     where both models see its result anyway.
 
+    Labels, masks and weights follow the view, see `follow`; what can't follow
+    is refused. A layer of your own that changes labels says so by the class
+    attribute `mixes_labels = True`.
+
     Args:
         layers: list of layers, applied in order.
         seed: int or `None`. If given, one generator draws for all layers and
@@ -32,8 +39,9 @@ class ConsistentAugment(keras.layers.Layer):
 
     Call arguments:
         data: batch of images, or a dict with `"images"` and optionally
-            `"labels"` (and `"sample_weight"`), which follow where layers mix
-            images.
+            `"labels"`, `"sample_weight"` and `"segmentation_masks"`, which
+            follow as `follow` says. Where layers blend images, labels and
+            masks must be floats (one-hot).
         training: bool. Whether to augment; otherwise the data passes unchanged.
 
     Input shape:
@@ -46,7 +54,8 @@ class ConsistentAugment(keras.layers.Layer):
 
     Raises:
         TypeError: if `layers` holds something that is not a Keras layer.
-        ValueError: if a layer can't be consistent, or data formats differ.
+        ValueError: if a layer can't be consistent, does not say what it does
+            to labels, or data formats differ.
 
     Example:
 
@@ -82,10 +91,17 @@ class ConsistentAugment(keras.layers.Layer):
 
     @property
     def mixes_labels(self):
-        """Whether a layer of the chain blends different images."""
-        return any(
-            isinstance(layer, consistency.MIXING) for layer in self.layers
-        )
+        """Whether a layer of the chain blends or pastes different images."""
+        return any(map(consistency.mixes, self.layers))
+
+    @property
+    def moves_pixels(self):
+        """Whether a layer of the chain moves pixels, or may.
+
+        Keras's layers that change colours alone, and those that mix images
+        pixel by pixel, don't; of a layer of your own it can't be known.
+        """
+        return any(map(consistency.moves_pixels, self.layers))
 
     def draw(self, images, recorded=None):
         """Draw a view of `images`; return it and the transformations drawn.
@@ -101,7 +117,7 @@ class ConsistentAugment(keras.layers.Layer):
 
         Returns:
             `(view, transformations)`: the images as augmented, and a list with
-            one entry per layer, for `transform_labels`.
+            one entry per layer, for `follow`.
         """
         view = tree.map_structure(ops.convert_to_tensor, images)
         consistency.check_batches(view, self.layers, self.name)
@@ -111,18 +127,63 @@ class ConsistentAugment(keras.layers.Layer):
                 tree.flatten(view)[0], training=True, seed=self.seed_generator
             )
             if recorded is not None:
-                transformation = _replaced(transformation, index, recorded)
+                transformation = drawings.replaced(
+                    transformation, index, recorded
+                )
 
             def apply(images, layer=layer, transformation=transformation):
                 # On PyTorch, layers that rotate write into what was drawn.
                 return layer.transform_images(
-                    images, _copy(transformation), training=True
+                    images, drawings.copy(transformation), training=True
                 )
 
             view = tree.map_structure(apply, view)
             transformations.append(transformation)
         return view, transformations
 
+    def follow(self, values, transformations, images, num_classes=None):
+        """Return labels, masks or weights as they belong to the drawn view.
+
+        Values per sample (rank 1 and 2) change where layers mix images: `MixUp`
+        blends them with its weights, `keras.layers.CutMix` with the share of
+        its rectangle, a layer of your own in its `transform_labels`.
+
+        Maps (rank 3 and 4, with the height and width of the images) follow
+        every layer, with nearest neighbour: dtype and values are kept. `MixUp`
+        blends them pixel by pixel, as floats; `CutMix` pastes them. Layers that
+        erase or change colours leave them. Maps at 1/2, 1/4, ... of the images'
+        height and width follow `InceptionCrop`, `MixUp`, and Keras's crops,
+        `Resizing`, `RandomFlip` and `MixUp`.
+
+        Where nothing moves or mixes them, values are returned as they are.
+
+        Args:
+            values: one tensor `(batch, ...)`.
+            transformations: what `draw` returned.
+            images: the images that `draw` got; only static shapes are read.
+            num_classes: int if `values` are class indices, `(batch,)`,
+                `(batch, 1)`, `(batch, height, width)` or with one channel, of
+                any dtype: where they are blended, they become one-hot rows
+                behind the other axes (in the place of the one channel). An
+                index out of range (a void label) gives a row of zeros. `None`
+                for all other values.
+
+        Returns:
+            A tensor; `values` itself where it does not change.
+
+        Raises:
+            ValueError: if values can't follow: boxes and sequences, where
+                pixels move or mix; maps at another resolution behind layers
+                that draw for that of the images; pixels from outside the image
+                (`fill_mode="constant"`, `RandomPerspective`, padding), which
+                have no label; layers of your own without
+                `transform_segmentation_masks`.
+        """
+        return following.follow(
+            self.layers, values, transformations, images, num_classes
+        )
+
+    # To be deleted, as `mixable` below: `follow` does both.
     def transform_labels(self, labels, transformations):
         """Give labels (or any values per image) the drawn transformations.
 
@@ -131,7 +192,7 @@ class ConsistentAugment(keras.layers.Layer):
             transformations: what `draw` returned.
         """
         for layer, transformation in zip(self.layers, transformations):
-            if isinstance(layer, consistency.MIXING):
+            if consistency.mixes(layer):
                 labels = tree.map_structure(
                     lambda values, layer=layer, drawn=transformation: (
                         layer.transform_labels(values, drawn, training=True)
@@ -168,11 +229,18 @@ class ConsistentAugment(keras.layers.Layer):
             return self.draw(data)[0]
         images, transformations = self.draw(data["images"])
         augmented = {**data, "images": images}
-        for key in ("labels", "sample_weight"):
-            if key in data:
-                augmented[key] = self.transform_labels(
-                    data[key], transformations
+        for key in ("labels", "segmentation_masks", "sample_weight"):
+            if key not in data:
+                continue
+            # Nobody says how many classes there are.
+            classes = None if key == "sample_weight" else following.UNKNOWN
+
+            def follow(values, num_classes=classes):
+                return self.follow(
+                    values, transformations, data["images"], num_classes
                 )
+
+            augmented[key] = tree.map_structure(follow, data[key])
         return augmented
 
     def compute_output_shape(self, input_shape):
@@ -180,11 +248,11 @@ class ConsistentAugment(keras.layers.Layer):
         for layer in self.layers:
             if isinstance(shapes, dict):
                 shapes = {
-                    key: _shape_after(layer, shape)
+                    key: consistency.shape_after(layer, shape)
                     for key, shape in shapes.items()
                 }
             else:
-                shapes = _shape_after(layer, tuple(shapes))
+                shapes = consistency.shape_after(layer, tuple(shapes))
         return shapes
 
     def get_config(self):
@@ -205,50 +273,6 @@ class ConsistentAugment(keras.layers.Layer):
             for layer in config["layers"]
         ]
         return cls(**config)
-
-
-def _shape_after(layer, shape):
-    try:
-        return layer.compute_output_shape(shape)
-    except NotImplementedError:
-        # Keras's answer for a layer that does not say; most keep the shape.
-        return shape
-
-
-def _copy(transformation):
-    return tree.map_structure(
-        lambda leaf: ops.copy(leaf) if hasattr(leaf, "dtype") else leaf,
-        transformation,
-    )
-
-
-def tensors_of(transformations):
-    """Return the tensors in a drawing by name, `"layer/key"`."""
-    return {
-        _name(index, path): leaf
-        for index, transformation in enumerate(transformations)
-        for path, leaf in tree.flatten_with_path(transformation)
-        if hasattr(leaf, "dtype")
-    }
-
-
-def _replaced(transformation, index, recorded):
-    """Return a transformation with the recorded tensors in their places.
-
-    What is not recorded stays: it tells of shapes, and may be a tensor where
-    the batch size is not known beforehand.
-    """
-    leaves = [
-        ops.cast(recorded[_name(index, path)], leaf.dtype)
-        if _name(index, path) in recorded
-        else leaf
-        for path, leaf in tree.flatten_with_path(transformation)
-    ]
-    return tree.pack_sequence_as(transformation, leaves)
-
-
-def _name(index, path):
-    return "/".join(map(str, (index, *path)))
 
 
 def view_of_each(view):

@@ -96,14 +96,28 @@ def resize_axis(features, axis, size):
 def _filters(start, length, num_pixels, num_samples):
     """Return the weight of each pixel in each sample, rows summing to 1."""
     scale = length * (num_pixels / num_samples)  # (batch,) pixels per sample
-    samples = ops.arange(num_samples, dtype="float32") + 0.5
-    centers = (start * num_pixels)[:, None] + scale[:, None] * samples
+    centers = sample_centers(start, length, num_pixels, num_samples)
     pixels = ops.arange(num_pixels, dtype="float32") + 0.5
     support = ops.maximum(scale, 1.0)[:, None, None]
     distances = ops.abs(centers[:, :, None] - pixels) / support
     weights = ops.maximum(1.0 - distances, 0.0)
     # Near the border the filter hangs over the edge: renormalise.
     return weights / ops.sum(weights, axis=-1, keepdims=True)
+
+
+def sample_centers(start, length, num_pixels, num_samples):
+    """Return where the centres of an axis's samples lie, in pixels.
+
+    Args:
+        start, length: float tensors `(batch,)`, as fractions of the axis.
+        num_pixels, num_samples: ints.
+
+    Returns:
+        A float tensor `(batch, num_samples)`.
+    """
+    scale = length * (num_pixels / num_samples)
+    samples = ops.arange(num_samples, dtype="float32") + 0.5
+    return (start * num_pixels)[:, None] + scale[:, None] * samples
 
 
 def standardize_data_format(data_format):

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_distill import _arguments
 from keras_distill.views import images as image_functions
+from keras_distill.views import maps
 
 # Boxes that stick out of the image are drawn again, as in the original. A
 # compiled step can't loop until one fits, so all tries are drawn at once.
@@ -178,6 +179,36 @@ class InceptionCrop(keras.layers.Layer):
             for model, size in sizes.items()
         }
         return views if self.teacher_size is not None else views["student"]
+
+    def transform_segmentation_masks(
+        self, masks, transformation, training=True
+    ):
+        """Take the drawn boxes out of masks, or weights per pixel.
+
+        Nearest neighbour: each pixel of the result is the mask's pixel at its
+        centre, in the mask's dtype. With `teacher_size` the result has the
+        student's size.
+
+        Args:
+            masks: tensor `(batch, rows, columns)`, or with an axis of channels
+                as the images have it, of any dtype and resolution.
+            transformation: what `get_random_transformation` returned.
+            training: bool. Without it the masks pass unchanged.
+
+        Returns:
+            A tensor `(batch, height, width)`, or with the axis of channels.
+        """
+        masks = ops.convert_to_tensor(masks)
+        if not training:
+            return masks
+        size, boxes = (self.height, self.width), transformation["boxes"]
+        if len(masks.shape) == 3:
+            return maps.render_boxes(masks[..., None], boxes, size)[..., 0]
+        image_functions.check_images(masks, self.data_format, self.name)
+        if self.data_format == "channels_last":
+            return maps.render_boxes(masks, boxes, size)
+        masks = ops.moveaxis(masks, 1, -1)
+        return ops.moveaxis(maps.render_boxes(masks, boxes, size), -1, 1)
 
     def call(self, images, training=True):
         transformation = self.get_random_transformation(images, training)

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill.views import maps
 
 # Each try of the Gamma sampler is accepted with a probability above 95 %.
 _TRIES = 12
@@ -20,7 +21,7 @@ class MixUp(keras.layers.Layer):
 
     The weight `w ~ Beta(alpha, alpha)` is drawn per image, the partners are one
     random permutation of the batch. `alpha=1` is the uniform mix of function
-    matching. Labels given along are blended with the same weights.
+    matching. Labels and masks given along are blended with the same weights.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization",
     https://arxiv.org/abs/1710.09412.
@@ -31,7 +32,8 @@ class MixUp(keras.layers.Layer):
         **kwargs: `name` and `dtype`, as for every Keras layer.
 
     Call arguments:
-        data: batch of images, or the dict `{"images": ..., "labels": ...}`.
+        data: batch of images, or a dict with `"images"` and optionally
+            `"labels"` and `"segmentation_masks"`.
         training: bool. Whether to mix; otherwise the data passes unchanged.
 
     Input shape:
@@ -55,6 +57,8 @@ class MixUp(keras.layers.Layer):
     print(mixed["labels"])  # rows of two non-zero weights that sum to 1
     ```
     """
+
+    mixes_labels = True
 
     def __init__(self, alpha=1.0, seed=None, **kwargs):
         # `call` casts; a policy of half precision must not do it before.
@@ -98,14 +102,20 @@ class MixUp(keras.layers.Layer):
         labels = ops.convert_to_tensor(labels)
         if not training:
             return labels
-        if not keras.backend.is_float_dtype(labels.dtype):
-            raise ValueError(
-                "MixUp can't blend class indices. Received labels of dtype="
-                f"{keras.backend.standardize_dtype(labels.dtype)}, shape="
-                f"{tuple(labels.shape)}. Pass "
-                "`keras.ops.one_hot(labels, num_classes)`."
-            )
-        return _blend(labels, transformation)
+        return _blend_floats("labels", labels, transformation)
+
+    def transform_segmentation_masks(
+        self, masks, transformation, training=True
+    ):
+        """Blend masks `(batch, ...)` as drawn, pixel by pixel.
+
+        Raises:
+            ValueError: if the masks are integers.
+        """
+        masks = ops.convert_to_tensor(masks)
+        if not training:
+            return masks
+        return _blend_floats("masks", masks, transformation)
 
     def call(self, data, training=True):
         images = data["images"] if isinstance(data, dict) else data
@@ -114,10 +124,12 @@ class MixUp(keras.layers.Layer):
         if not isinstance(data, dict):
             return images
         mixed = {**data, "images": images}
-        if "labels" in data:
-            mixed["labels"] = self.transform_labels(
-                data["labels"], transformation, training
-            )
+        for key, transform in (
+            ("labels", self.transform_labels),
+            ("segmentation_masks", self.transform_segmentation_masks),
+        ):
+            if key in data:
+                mixed[key] = transform(data[key], transformation, training)
         return mixed
 
     def compute_output_shape(self, input_shape):
@@ -128,10 +140,20 @@ class MixUp(keras.layers.Layer):
 
 
 def _blend(values, transformation):
-    weight = ops.cast(transformation["weight"], values.dtype)
-    weight = ops.reshape(weight, (-1,) + (1,) * (len(values.shape) - 1))
-    partners = ops.take(values, transformation["partner"], axis=0)
-    return weight * values + (1 - weight) * partners
+    return maps.blend(
+        values, transformation["weight"], transformation["partner"]
+    )
+
+
+def _blend_floats(name, values, transformation):
+    if not keras.backend.is_float_dtype(values.dtype):
+        raise ValueError(
+            f"MixUp can't blend class indices. Received {name} of dtype="
+            f"{keras.backend.standardize_dtype(values.dtype)}, shape="
+            f"{tuple(values.shape)}. Pass "
+            f"`keras.ops.one_hot({name}, num_classes)`."
+        )
+    return _blend(values, transformation)
 
 
 def _symmetric_beta(alpha, count, seed):
