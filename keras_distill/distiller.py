@@ -38,9 +38,9 @@ from keras_distill.replay import replayed
 from keras_distill.saving import SavesStudent
 from keras_distill.teacher_metrics import TeacherMetrics
 from keras_distill.teacher_metrics import without_teacher_metrics
-from keras_distill.teachers.health import TeacherHealth
 from keras_distill.teachers.live import LiveTeacher
 from keras_distill.teachers.recording import RecordedTeacher
+from keras_distill.value_watch import ValueWatch
 from keras_distill.views import ConsistentAugment
 from keras_distill.views.consistent_augment import view_of_each
 
@@ -199,7 +199,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         metrics=None,
         weighted_metrics=None,
         *,
-        check_teacher=True,
+        check_values=True,
         log_schedules=False,
         **kwargs,
     ):
@@ -216,8 +216,12 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
                 teacher, all other metrics with the labels. Where the view
                 mixes images, label metrics are computed in validation only.
             weighted_metrics: the same, with `sample_weight`.
-            check_teacher: bool. Whether to watch for NaN among the teacher's
-                outputs, and to raise an error that names the batch.
+            check_values: bool. Whether to raise an error that names the batch
+                where the teacher returns NaN, where outputs are probabilities
+                in the place of logits or the reverse, or where labels are no
+                classes.
+            log_schedules: bool. Whether today's value of each schedule and
+                variable among the numbers of the losses is logged.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
                 `auto_scale_loss`, as for `keras.Model.compile`.
 
@@ -231,7 +235,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             "loss_weights": loss_weights,
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
-            "check_teacher": check_teacher,
+            "check_values": check_values,
             "log_schedules": log_schedules,
             **kwargs,
         }
@@ -239,19 +243,20 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             loss = FunctionMatching()
         names = getattr(self.student, "output_names", None)
         num_outputs = len(names or [""])
-        objective = Objective(loss, loss_weights, names, HintTerms(self.hints))
+        objective = Objective(
+            loss,
+            loss_weights,
+            names,
+            HintTerms(self.hints),
+            ValueWatch() if check_values else None,
+        )
         self._check_outputs(objective)
         teacher_metrics = TeacherMetrics(metrics, weighted_metrics, objective)
         outputs = _outputs.known_outputs(self.student)
         if outputs is not None:
             teacher_metrics.build(outputs)
         warnings_of.teacher_unused(objective, teacher_metrics)
-        self._start_logs(
-            objective,
-            teacher_metrics,
-            TeacherHealth() if check_teacher else None,
-            log_schedules,
-        )
+        self._start_logs(objective, teacher_metrics, log_schedules)
         super().compile(
             optimizer=optimizer,
             loss=objective,

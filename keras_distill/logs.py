@@ -7,21 +7,17 @@ teacher (ours).
 
 import keras
 
+from keras_distill import value_watch
 from keras_distill.hints import split
-from keras_distill.teachers import health
 
 
 class KeepsLogs:
     """Adds the parts of the loss and the teacher metrics to Keras's logs."""
 
-    def _start_logs(
-        self, objective, teacher_metrics, teacher_health, log_schedules
-    ):
+    def _start_logs(self, objective, teacher_metrics, log_schedules):
         # In a plain object: Keras would track the metrics of an earlier
         # `compile()` for ever, and save all of them in checkpoints.
-        self._logs = _Logs(
-            objective, teacher_metrics, teacher_health, log_schedules
-        )
+        self._logs = _Logs(objective, teacher_metrics, log_schedules)
         self._steps_taken = 0
 
     @property
@@ -33,6 +29,11 @@ class KeepsLogs:
         metrics = super().metrics
         return metrics + self._logs.metrics if self.compiled else metrics
 
+    @property
+    def metrics_names(self):
+        """The names of what `evaluate()` returns."""
+        return list(self.get_metrics_result())
+
     def get_metrics_result(self):
         label_metrics = self._compile_metrics
         if label_metrics is not None and not label_metrics.built:
@@ -43,7 +44,7 @@ class KeepsLogs:
         results = {}
         teachers = {id(m) for m in self._logs.teacher_metrics.metrics}
         for metric in self.metrics:
-            hidden = metric is without or metric is self._logs.health_metric
+            hidden = metric is without or metric.name == value_watch.LOG
             if not hidden and id(metric) not in teachers:
                 value = metric.result()
                 named = value if isinstance(value, dict) else {}
@@ -64,36 +65,43 @@ class KeepsLogs:
             weights = y.with_followed_weights().weights
             super().compute_metrics(x, labels, outputs, weights)
             logs = self._results()
-        if self._logs.health is not None:
-            logs[health.LOG] = self._logs.health_metric.result()
+        if self._logs.watch is not None:
+            logs[value_watch.LOG] = self._logs.watch.metric.result()
         return logs
 
     def _check_teacher(self, outputs):
-        watched = self._logs.health
-        return outputs if watched is None else watched.check(outputs)
+        watch = self._logs.watch
+        return outputs if watch is None else watch.check_teacher(outputs)
 
     def _collect_logs(self, logs):
-        if self._logs.health is not None:
-            self._logs.health.collect(logs)
+        if self._logs.watch is not None:
+            self._logs.watch.collect(logs)
 
     def _settle_logs(self):
-        if self._logs.health is not None:
-            self._logs.health.settle()
+        if self._logs.watch is not None:
+            self._logs.watch.settle()
+
+    def train_on_batch(self, *args, **kwargs):
+        logs = super().train_on_batch(*args, **kwargs)
+        self._settle_logs()
+        return logs
+
+    def test_on_batch(self, *args, **kwargs):
+        logs = super().test_on_batch(*args, **kwargs)
+        self._settle_logs()
+        return logs
 
     def reset_metrics(self):
-        if self.compiled and self._logs.health is not None:
-            self._logs.health.start_epoch()
+        if self.compiled and self._logs.watch is not None:
+            self._logs.watch.start_epoch()
         super().reset_metrics()
 
 
 class _Logs:
-    def __init__(
-        self, objective, teacher_metrics, teacher_health, log_schedules
-    ):
+    def __init__(self, objective, teacher_metrics, log_schedules):
         self.objective = objective
         self.teacher_metrics = teacher_metrics
-        self.health = teacher_health
-        self.health_metric = teacher_health and teacher_health.metric
+        self.watch = objective.watch
         self.schedules = []
         if log_schedules:
             start = objective.moment(lambda: 0)
@@ -108,7 +116,7 @@ class _Logs:
             *self.schedules,
             *self.teacher_metrics.metrics,
         ]
-        return metrics + ([] if self.health is None else [self.health_metric])
+        return metrics + ([] if self.watch is None else [self.watch.metric])
 
     def update_schedules(self, moment):
         if self.schedules:

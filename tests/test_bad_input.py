@@ -238,7 +238,7 @@ def test_the_check_of_the_teacher_can_be_switched_off():
     distiller = Distiller(
         student=mlp(2), teacher=linear(), student_preprocessing=tame
     )
-    distiller.compile("sgd", check_teacher=False)
+    distiller.compile("sgd", check_values=False)
     history = distiller.fit(x, batch_size=8, shuffle=False, verbose=0).history
     assert np.isnan(history["loss"][-1])
 

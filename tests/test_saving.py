@@ -135,7 +135,7 @@ def test_a_loaded_distiller_keeps_its_compile_arguments(tmp_path):
     distiller = distiller_of(
         cnn(2),
         cnn(16),
-        check_teacher=False,
+        check_values=False,
         weighted_metrics=[TeacherAgreement(2)],
     )
     distiller.optimizer.build(distiller.trainable_variables)

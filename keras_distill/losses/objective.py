@@ -107,6 +107,13 @@ class Term:
             labels = belonging.labels(self._num_classes(belonging))
             if labels is not None:
                 target["labels"] = labels
+            elif belonging.labels_of_others:
+                raise ValueError(
+                    "The data has labels, and none for this output. Received: "
+                    f"labels for {belonging.labels_of_others}, and an output "
+                    f"{'/'.join(map(str, belonging.path))!r} whose loss "
+                    f"{self.loss.name!r} compares with labels."
+                )
         if self.compares_with_teacher:
             target["teacher"] = belonging.teacher(
                 lambda outputs: averages.average(
@@ -150,12 +157,18 @@ class Objective(keras.losses.Loss):
         loss_weights: `None`, or numbers, schedules or variables in the same
             structure.
         names: names of the student's outputs, or `None`.
-        hints: `Hints`, the hints and what they are compared with.
+        hints: the `HintTerms`.
+        watch: the `ValueWatch`, or `None`.
     """
 
-    def __init__(self, loss, loss_weights, names, hints):
+    def __init__(self, loss, loss_weights, names, hints, watch=None):
         super().__init__(name="objective")
-        self.names, self.hints = names, hints
+        self.names, self.hints, self.watch = names, hints, watch
+        if names and len(names) > 1 and not tree.is_nested(loss):
+            # One term for each output, with logs of its own.
+            loss = [loss] * len(names)
+            if not tree.is_nested(loss_weights):
+                loss_weights = [loss_weights] * len(names)
         weights = _weights_like(loss, loss_weights)
         paths = _outputs.output_paths(loss)
         entries = [
@@ -244,6 +257,8 @@ class Objective(keras.losses.Loss):
             belonging = OutputTargets(
                 targets, path, index, self.names, _outputs.at(outputs, path)
             )
+            if self.watch is not None:
+                self.watch.check_terms(belonging, terms)
             for term in terms:
                 total = total + term.value(belonging, targets.moment)
         return total + self.hints.value(targets, features)

@@ -110,17 +110,27 @@ class OutputTargets:
         return view.follow(self.raw_labels, num_classes)
 
     @property
+    def labels_of_others(self):
+        """The names of the outputs that labels were given for, if named."""
+        labels = self.targets.labels
+        return sorted(map(str, labels)) if isinstance(labels, dict) else None
+
+    @property
     def mixes_labels(self):
         """Whether the view mixes images and their labels."""
         return self.targets.view is not None and self.targets.view.mixes_labels
 
     def teacher(self, average):
         """Return the teacher's output; that of several as `average` does."""
-        outputs = [
+        outputs = self.teachers()
+        return outputs[0] if len(outputs) == 1 else average(outputs)
+
+    def teachers(self):
+        """Return the output of each teacher."""
+        return [
             _outputs.teacher_at(each, self.path)
             for each in self.targets.teacher
         ]
-        return outputs[0] if len(outputs) == 1 else average(outputs)
 
     @property
     def place_weights(self):

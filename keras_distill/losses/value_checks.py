@@ -1,0 +1,89 @@
+"""What the values of a batch say against the arguments of a loss.
+
+A compiled step can't raise. These functions count what is wrong in a batch, and
+`ValueWatch` raises when the count arrives with the logs. What can be told from
+the models' last layers is refused at `compile()` already; functions, subclassed
+models and labels show what they are in their values alone.
+"""
+
+from keras import ops
+
+from keras_distill.losses.label_loss import as_one_hot_or_sparse
+
+# So many rows tell enough, and looking at them costs nothing.
+_ROWS = 64
+# Logits that happen to lie between 0 and 1 are fewer than this.
+_FEWEST = 32
+
+
+def contradicts(outputs, predicts, from_logits):
+    """Return 1 if outputs are no logits (or no probabilities), else 0.
+
+    Args:
+        outputs: `(batch, ...)`.
+        predicts: `"classes"`, `"labels"`, or anything else, which is never
+            contradicted.
+        from_logits: bool, as the loss has it.
+    """
+    if predicts == "classes":
+        return _no_logits(outputs) if from_logits else _no_softmax(outputs)
+    if predicts == "labels":
+        outputs = ops.cast(ops.reshape(outputs, (-1,))[: 16 * _ROWS], "float32")
+        inside = ops.logical_and(outputs >= 0.0, outputs <= 1.0)
+        if not from_logits:
+            return _as_float(ops.logical_not(ops.all(inside)))
+        many = ops.shape(outputs)[0] >= _FEWEST
+        return _as_float(ops.logical_and(ops.all(inside), many))
+    return 0.0
+
+
+def _rows(outputs):
+    rows = ops.reshape(outputs, (-1, outputs.shape[-1]))[:_ROWS]
+    return ops.cast(rows, "float32")
+
+
+def _no_logits(outputs):
+    """Every row is a probability distribution."""
+    rows = _rows(outputs)
+    close = ops.abs(ops.sum(rows, axis=-1) - 1.0) < 1e-3
+    return _as_float(ops.logical_and(ops.all(rows >= 0.0), ops.all(close)))
+
+
+def _no_softmax(outputs):
+    """A row is no probability distribution, up to half precision."""
+    rows = _rows(outputs)
+    far = ops.abs(ops.sum(rows, axis=-1) - 1.0) > 0.05
+    return _as_float(ops.logical_or(ops.any(rows < -1e-3), ops.any(far)))
+
+
+def bad_labels(labels, outputs, weights):
+    """Return how many labels of classes can't be right.
+
+    Class indices must be whole numbers from 0 to the number of classes, and
+    one-hot labels probabilities that add up to 1, or all 0.
+
+    Args:
+        labels: as for `cross_entropy`.
+        outputs: the student's outputs `(..., classes)`.
+        weights: float `(...)`, or `None`. Labels of weight 0 may be anything.
+    """
+    classes = outputs.shape[-1]
+    values = ops.cast(labels, "float32")
+    if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
+        bad = ops.logical_or(
+            ops.any(values < 0.0, axis=-1),
+            ops.sum(values, axis=-1) > 1.0 + 1e-3,
+        )
+    else:
+        values = ops.reshape(values, ops.shape(outputs)[:-1])
+        inside = ops.logical_and(values >= 0.0, values < classes)
+        whole = ops.equal(values, ops.floor(values))
+        bad = ops.logical_not(ops.logical_and(inside, whole))
+    bad = _as_float(bad)
+    if weights is not None:
+        bad = bad * _as_float(ops.not_equal(weights, 0.0))
+    return ops.sum(bad)
+
+
+def _as_float(condition):
+    return ops.cast(condition, "float32")
