@@ -5,6 +5,7 @@ callback, between two steps. `_held.py` keeps them at zero inside each step.
 """
 
 import math
+import threading
 
 import keras
 from keras import ops
@@ -157,6 +158,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._hook.compile()
         self._end = AfterAllCallbacks(self)
         self._epoch_step = self._chosen = None
+        self._lock = threading.Lock()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._epoch_step is None:
@@ -172,7 +174,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._choose_at(self._epoch_step + batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._ended = batch + 1
+        # Keras calls this from several threads, in any order.
+        with self._lock:
+            self._ended = max(self._ended, batch + 1)
 
     def on_test_begin(self, logs=None):
         # A validation within `fit()` comes before `on_epoch_end`, at a time
@@ -189,7 +193,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         if self._epoch_step is not None:
             kernels, step = self._kernels(), self._epoch_step
             self._end.run(lambda: warn_of_missing_zeros(self, kernels, step))
-        self._hook = self._end = None
+        self._hook = self._end = self._lock = None
 
     def _kernels(self):
         # On JAX this puts the weights of the running step into the model.

@@ -383,6 +383,28 @@ def test_a_resumed_run_ends_like_one_never_stopped(tmp_path, backup_first):
     assert same_weights(weights_of(resumed), weights_of(whole), 1e-6)
 
 
+def test_steps_are_counted_whatever_the_order_of_threads():
+    x, y = vectors(64)
+    pruning = MagnitudePruning(0.8, begin_step=8, end_step=8)
+    ended = pruning.on_train_batch_end
+    held_back = []
+
+    def late(batch, logs=None):
+        # The last batch but one ends after the last one, as it may for Keras.
+        if batch == 6:
+            held_back.append(batch)
+        else:
+            ended(batch)
+        if batch == 7:
+            ended(*held_back)
+
+    pruning.on_train_batch_end = late
+    model = compiled(mlp(16))
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[pruning])
+    assert held_back == [6]
+    assert sparsity(model) == pytest.approx(0.8, abs=0.01)
+
+
 def test_an_interrupted_fit_is_tidied_up_by_the_next():
     x, y = vectors()
     model = compiled(mlp())
