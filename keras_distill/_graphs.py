@@ -4,8 +4,6 @@ Nothing is changed in the model that was given. A copy is built layer by layer
 from their configs, some of them replaced, and the weights are carried over.
 """
 
-import difflib
-
 import keras
 import numpy as np
 from keras import layers
@@ -80,31 +78,6 @@ def graphs(model):
             inside = [node.operation for node in nodes(graph)]
             waiting += filter(has_graph, inside)
     return list(found.values())
-
-
-def layers_by_path(model):
-    """Return `{path: layer}`, with paths such as `"backbone/conv_1"`."""
-    found = {}
-    for layer in model.layers:
-        found[layer.name] = layer
-        if has_graph(layer):
-            for path, inner in layers_by_path(layer).items():
-                found[f"{layer.name}/{path}"] = inner
-    return found
-
-
-def layer_at(model, path, argument):
-    """Return the layer at `path`; `argument` is what the message names."""
-    found = layers_by_path(model)
-    if path not in found:
-        close = difflib.get_close_matches(str(path), found, n=5, cutoff=0.5)
-        hint = f" Did you mean one of {close}?" if close else ""
-        raise ValueError(
-            f"`{argument}` names a layer that the model {model.name!r} does "
-            f"not have.{hint} Layers of nested models are named by path, as in "
-            f"'backbone/conv_1'. Received: {argument}={path!r}"
-        )
-    return found[path]
 
 
 class Copier:

@@ -21,6 +21,7 @@ CHAPTERS = [
     "_files",
     "_features",
     "_graphs",
+    "_layers",
     "_folding",
     "_outputs",
     "views",
@@ -45,6 +46,7 @@ ISLANDS = {
         "_files",
         "_folding",
         "_graphs",
+        "_layers",
         "compression",
     },
 }

@@ -7,6 +7,9 @@ Distiller can take as its student.
 from keras_distill.compression.archive import pack as pack
 from keras_distill.compression.archive import unpack as unpack
 from keras_distill.compression.channels import prune_channels as prune_channels
+from keras_distill.compression.keep_compressed import (
+    KeepCompressed as KeepCompressed,
+)
 from keras_distill.compression.litert import export_litert as export_litert
 from keras_distill.compression.low_rank import factorize as factorize
 from keras_distill.compression.magnitude_pruning import (
@@ -21,6 +24,7 @@ from keras_distill.compression.weight_sharing import (
 )
 
 __all__ = [
+    "KeepCompressed",
     "MagnitudePruning",
     "WeightSharing",
     "export_litert",

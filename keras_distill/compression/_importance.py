@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers
 from keras import ops
 
-from keras_distill._graphs import layer_at
+from keras_distill._layers import values_by_layer
 
 
 def score_channels(importance, model, coupling):
@@ -52,8 +52,10 @@ def _given(importance, model, coupling):
         scores_of = {layer: importance(layer) for layer in coupling.made}
     elif isinstance(importance, dict):
         scores_of = {
-            layer_at(model, path, "importance"): scores
-            for path, scores in importance.items()
+            layer: scores
+            for layer, (_, scores) in values_by_layer(
+                model, importance, "importance"
+            ).items()
         }
     else:
         raise ValueError(

@@ -7,6 +7,7 @@ from keras_distill._graphs import graphs
 from keras_distill._graphs import has_float_kernel
 from keras_distill._graphs import has_graph
 from keras_distill._graphs import nodes
+from keras_distill.compression.kernels import student_of
 
 
 def layers_of(model):
@@ -22,7 +23,12 @@ def layers_of(model):
 
 
 def check_model(caller, model):
-    """Raise a ValueError if layers can't be replaced one by one."""
+    """Return the model to compress, of a Distiller the student.
+
+    Raises:
+        ValueError: if its layers can't be replaced one by one.
+    """
+    model = student_of(model)
     check_graph(caller, model)
     owners = {}
     for layer in layers_of(model):
@@ -34,6 +40,7 @@ def check_model(caller, model):
                     f"Received: {owner.name!r} and {layer.name!r} with the "
                     f"variable {variable.path!r} in common"
                 )
+    return model
 
 
 def has_plain_kernel(layer):

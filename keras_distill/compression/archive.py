@@ -28,6 +28,7 @@ from keras_distill import _files
 from keras_distill.compression.codec import Decoder
 from keras_distill.compression.codec import Encoder
 from keras_distill.compression.codec import code_tensor
+from keras_distill.compression.kernels import student_of
 
 _MAGIC = b"KDP"
 _VERSION = 1
@@ -60,8 +61,8 @@ def pack(model, path):
     codes, range coding.
 
     Args:
-        model: a built `keras.Model`, of any kind that Keras can save. It is not
-            changed.
+        model: a built `keras.Model`, of any kind that Keras can save; of a
+            `Distiller`, the student is packed. It is not changed.
         path: where to write. A file that is there is replaced.
 
     Raises:
@@ -88,6 +89,7 @@ def pack(model, path):
     ```
     """
     path = _files.writable(path)
+    model = student_of(model)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a `keras.Model`. Received: {model!r}")
     if not model.built:

@@ -13,15 +13,17 @@ import operator
 import numpy as np
 from keras import ops
 
-from keras_distill import _arguments
 from keras_distill._graphs import Copier
 from keras_distill._graphs import carry_over_flags
-from keras_distill._graphs import layer_at
 from keras_distill._graphs import new_layer
+from keras_distill._layers import find_layers
+from keras_distill._layers import layers_inside
 from keras_distill.compression._channel_rules import rule_for
 from keras_distill.compression._coupling import couple
 from keras_distill.compression._importance import score_channels
 from keras_distill.compression._models import check_model
+from keras_distill.compression._ratios import check_ratio
+from keras_distill.compression._ratios import ratios_of
 
 
 def prune_channels(model, ratio, importance="l1", exclude=()):
@@ -51,20 +53,26 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
     [Liu et al. 2017](https://arxiv.org/abs/1708.06519) for `"batch_norm"`.
 
     Args:
-        model: a built functional or Sequential model. It stays as it is and
-            shares no variable with the copy.
-        ratio: the share of each group to remove, at least 0 and below 1.
+        model: a built functional or Sequential model; of a `Distiller`, the
+            student counts. It stays as it is and shares no variable with the
+            copy.
+        ratio: the share of each group to remove, at least 0 and below 1; or a
+            dict of such shares by layer, while layers without one stay as they
+            are. A group takes the share of any of its layers, which must not
+            contradict each other.
         importance: what the score of a channel is.
             `"l1"`: the sum of the absolute weights of its filter; in a group of
             several layers, over all of them.
             `"batch_norm"`: the sum of the absolute scales `gamma` of the
             BatchNormalizations that it goes through.
             A function of a layer that makes channels, which returns an array of
-            shape `(channels,)` or None; or a dict of such arrays by the names
-            of layers. Scores of several layers are added up.
-            A group without any score stays whole.
-        exclude: names of layers whose outputs keep all channels. A layer of a
-            nested model is named by path, as in `"backbone/conv_1"`.
+            shape `(channels,)` or None; or a dict of such arrays by layer.
+            Scores of several layers are added up. A group without any score
+            stays whole.
+        exclude: a layer whose outputs keep all channels, or a list of them.
+
+    Layers are named by name or path, `"conv_1"` or `"backbone/conv_1"`; in
+    `ratio` and `exclude`, a nested model stands for all layers in it.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure, the
@@ -75,7 +83,8 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
         ValueError: if the model has no graph of layers (subclassed models,
             models with a `call` of their own, Sequential models without an
             input), if layers share a variable, if an argument is not as
-            described, or if there is no channel that could be removed.
+            described, if there is no channel that could be removed, or if
+            coupled layers are given different ratios.
 
     Example:
 
@@ -94,19 +103,13 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
     print(teacher.count_params(), student.count_params())  # 2853 853
     ```
     """
-    check_model("prune_channels", model)
-    ratio = _arguments.fraction("ratio", ratio)
-    if ratio == 1:
-        raise ValueError(
-            "`ratio` must be below 1, or no channel would be left. "
-            f"Received: ratio={ratio!r}"
-        )
-    if isinstance(exclude, str):
-        raise ValueError(
-            "`exclude` must be a list or tuple of names. "
-            f"Received: exclude={exclude!r}"
-        )
-    spared = [layer_at(model, path, "exclude") for path in exclude]
+    model = check_model("prune_channels", model)
+    ratio = check_ratio(model, ratio)
+    spared = {
+        layer
+        for named in find_layers(model, exclude, "exclude")
+        for layer in layers_inside(named)
+    }
     coupling = couple(model, rule_for, spared)
     scores = score_channels(importance, model, coupling)
     return _without(model, coupling, _kept(coupling, scores, ratio))
@@ -114,28 +117,23 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
 
 def _kept(coupling, scores, ratio):
     """Return an array of bools: whether to keep the channel of each number."""
-    groups = [
-        group
-        for group in _groups(coupling)
+    groups = {
+        makers: group
+        for makers, group in _groups(coupling).items()
         if len(group) > 1 and not np.isnan(scores[group]).all()
-    ]
-    if ratio > 0 and not groups:
-        raise ValueError(
-            "There is no channel that could be removed: each is an input or an "
-            "output of the model, goes through a layer that needs all of them, "
-            "is excluded, or has no score."
-        )
+    }
+    ratios = ratios_of(groups, ratio)
     roots = coupling.roots()
     kept = np.ones(len(roots), bool)
-    for group in groups:
-        count = min(round(ratio * len(group)), len(group) - 1)
+    for makers, group in groups.items():
+        count = min(round(ratios[makers] * len(group)), len(group) - 1)
         lowest = np.argsort(scores[group], kind="stable")[:count]
         kept[np.array(group)[lowest]] = False
     return kept[roots]
 
 
 def _groups(coupling):
-    """Return lists of roots, one for all channels that the same layers make.
+    """Return `{layers: roots}` of all channels that the same layers make.
 
     So every layer has a whole group of its own in each list that it is in, and
     keeps a channel if every group does.
@@ -149,7 +147,7 @@ def _groups(coupling):
     groups = collections.defaultdict(list)
     for root, several in makers.items():
         groups[tuple(several)].append(root)
-    return list(groups.values())
+    return groups
 
 
 def _without(model, coupling, kept):

@@ -1,13 +1,25 @@
 """Which weights of a model are compressed, and what they are called."""
 
+import keras
+
+from keras_distill._layers import find_layers
+
 # Kernels of dense, convolutional, depthwise and recurrent layers, and of layers
 # of one's own that name theirs so. Never biases, normalisations, embeddings.
 _KERNEL = "kernel"
+# Known by the name that it is registered under: nothing of it is imported here.
+_DISTILLER = "keras_distill>Distiller"
 
 
 def student_of(model):
-    """Return the model to compress: a Distiller's student, or the model."""
-    return getattr(model, "student", model)
+    """Return the model to compress: a Distiller's student, or the model.
+
+    A model of another class is compressed as a whole, whatever its attributes
+    are called.
+    """
+    classes = type(model).__mro__
+    names = [keras.saving.get_registered_name(cls) for cls in classes]
+    return model.student if _DISTILLER in names else model
 
 
 def layers_by_weight(model):
@@ -32,35 +44,19 @@ def trainable_kernels(model):
 
 
 def without(weights, model, exclude):
-    """Return the weights that no name in `exclude` stands for.
+    """Return the weights that are in none of the layers named in `exclude`.
 
     Args:
         weights: list of weights.
         model: the model that they belong to.
-        exclude: names or paths of layers, or paths of weights.
-
-    Raises:
-        ValueError: if a name stands for nothing in the model.
+        exclude: a name or path of a layer, or a list of them.
     """
-    layers = layers_by_weight(model)
-    names = {id(weight): names_of(weight, layers) for weight in model.weights}
-    known = set().union(*names.values()) if names else set()
-    for name in exclude:
-        if name not in known:
-            own = sorted({layers[id(w)][-1].name for w in weights})
-            raise ValueError(
-                f"`exclude` names a layer that the model {model.name!r} does "
-                f"not have. Received: {name!r}. Its layers with kernels: {own}."
-            )
-    return [w for w in weights if not names[id(w)] & set(exclude)]
-
-
-def names_of(weight, layers):
-    """Return all names that stand for a weight: its path, and its layers'."""
-    own = {weight.path}
-    for layer in layers.get(id(weight), ()):
-        own |= {layer.name, layer.path}
-    return own
+    spared = {
+        id(weight)
+        for layer in find_layers(model, exclude, "exclude")
+        for weight in layer.weights
+    }
+    return [weight for weight in weights if id(weight) not in spared]
 
 
 def check_ready(model, callback):

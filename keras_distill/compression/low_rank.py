@@ -13,9 +13,9 @@ from keras import ops
 from keras_distill import _arguments
 from keras_distill._graphs import Copier
 from keras_distill._graphs import graphs
-from keras_distill._graphs import layer_at
 from keras_distill._graphs import new_layer
 from keras_distill._graphs import nodes
+from keras_distill._layers import values_by_layer
 from keras_distill.compression._models import check_model
 from keras_distill.compression._models import has_plain_kernel
 from keras_distill.compression._models import layers_of
@@ -47,12 +47,12 @@ def factorize(model, rank=None, energy=None):
 
     Args:
         model: a built functional or Sequential model, which may have others
-            inside. It stays as it is and shares no variable with the copy.
+            inside; of a `Distiller`, the student counts. It stays as it is and
+            shares no variable with the copy.
         rank: the rank for all layers, of which those that it would not save
-            anything in stay as they are; or a dict of ranks by the names of
-            layers, of which each has to save something, while others stay. A
-            layer of a nested model is named by path, as in
-            `"backbone/conv_1"`.
+            anything in stay as they are; or a dict of ranks by the names or
+            paths of layers (`"conv_1"`, `"backbone/conv_1"`), of which each has
+            to save something, while others stay.
         energy: instead of `rank`, the share of the sum of squared singular
             values to keep, above 0 and at most 1. Each layer gets the smallest
             rank that keeps it, and stays as it is if that would save nothing.
@@ -85,7 +85,7 @@ def factorize(model, rank=None, energy=None):
     print(teacher.count_params(), student.count_params())  # 50890 14282
     ```
     """
-    check_model("factorize", model)
+    model = check_model("factorize", model)
     if (rank is None) == (energy is None):
         raise ValueError(
             "`factorize` needs either `rank` or `energy`. "
@@ -142,13 +142,15 @@ def _by_rank(model, rank):
 
 def _by_ranks(model, ranks):
     factors = {}
-    for path, rank in ranks.items():
-        layer = layer_at(model, path, "rank")
+    named = values_by_layer(model, ranks, "rank")
+    replaceable = layers_of(model)
+    for layer, (path, rank) in named.items():
         rank = _arguments.positive_int(f"rank[{path!r}]", rank)
-        if not _is_suitable(layer):
+        if layer not in replaceable or not _is_suitable(layer):
             raise ValueError(
                 "`rank` must name Dense or Conv2D layers, without groups, "
-                "constraints on the kernel, quantization or LoRA. "
+                "constraints on the kernel, quantization or LoRA, and not "
+                "inside a layer of another kind. "
                 f"Received: {path!r}, which is {layer!r}"
             )
         if rank > _largest_rank(layer):

@@ -1,11 +1,11 @@
 """MagnitudePruning: small weights become zeros while the model trains.
 
 The schedule and the choice of the zeros (`_least_weights.py`) run in the
-callback, between two steps; that they stay zeros is seen to inside each step
-(`optimizer_hook.py`).
+callback, between two steps. `_held.py` keeps them at zero inside each step.
 """
 
 import math
+import threading
 
 import keras
 from keras import ops
@@ -13,6 +13,10 @@ from keras import ops
 from keras_distill import _arguments
 from keras_distill.compression import _least_weights
 from keras_distill.compression import kernels
+from keras_distill.compression._held import Zeros
+from keras_distill.compression._shares import AfterAllCallbacks
+from keras_distill.compression._shares import warn_of_lost_zeros
+from keras_distill.compression._shares import warn_of_missing_zeros
 from keras_distill.compression.optimizer_hook import OptimizerHook
 
 
@@ -56,8 +60,10 @@ class MagnitudePruning(keras.callbacks.Callback):
             the least of `w^2 / sum of the squares of the weights of the layer
             that are at least as large`, which keeps one weight per layer at
             least and is the best choice at high sparsity.
-        exclude: names or paths of layers to spare. Only kernels are pruned,
-            never biases, normalisations or embeddings.
+        exclude: a layer to spare, or a list of them, by name or path
+            (`"logits"`, `"backbone/conv_1"`); a nested model stands for all
+            layers in it. Only kernels are pruned, never biases, normalisations
+            or embeddings.
 
     Raises:
         ValueError: if an argument is out of its range; at the beginning of
@@ -121,7 +127,7 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"scope={scope!r}"
             )
         self.scope = scope
-        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+        self.exclude = exclude
         self._hook = None
 
     def sparsity(self, step):
@@ -139,27 +145,27 @@ class MagnitudePruning(keras.callbacks.Callback):
         model = self.model
         kernels.check_ready(model, self)
         student = kernels.student_of(model)
-        self._kernels = kernels.without(
+        weights = kernels.without(
             kernels.trainable_kernels(student), student, self.exclude
         )
-        if not self._kernels:
+        if not weights:
             raise ValueError(
                 f"The model {student.name!r} has no trainable kernels to "
                 f"prune. Received: exclude={self.exclude}"
             )
-        self._hook = OptimizerHook(self, after=self._zero)
-        self._pruned = [
-            # 1 for a pruned weight: a bool would be cast in every step.
-            self._hook.add_state(kernel, "pruned", kernel.dtype)
-            for kernel in self._kernels
-        ]
+        self._hook = OptimizerHook(self)
+        self._hook.held = [Zeros(self._hook, weight) for weight in weights]
         self._hook.compile()
+        self._end = AfterAllCallbacks(self)
         self._epoch_step = self._chosen = None
+        self._lock = threading.Lock()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._epoch_step is None:
             # Not before: other callbacks may have restored weights.
             self._epoch_step = self._steps_before(epoch)
+            if self._epoch_step == 0:
+                warn_of_lost_zeros(self, self._kernels())
         self._started = self._ended = 0
         self._choose_at(self._epoch_step)
 
@@ -168,7 +174,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._choose_at(self._epoch_step + batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._ended = batch + 1
+        # Keras calls this from several threads, in any order.
+        with self._lock:
+            self._ended = max(self._ended, batch + 1)
 
     def on_test_begin(self, logs=None):
         # A validation within `fit()` comes before `on_epoch_end`, at a time
@@ -181,10 +189,16 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._choose_at(self._epoch_step)
 
     def on_train_end(self, logs=None):
-        # An optimizer with `use_ema` has replaced the weights by averages.
-        self._zero()
         self._hook.remove()
-        self._hook = self._kernels = self._pruned = None
+        if self._epoch_step is not None:
+            kernels, step = self._kernels(), self._epoch_step
+            self._end.run(lambda: warn_of_missing_zeros(self, kernels, step))
+        self._hook = self._end = self._lock = None
+
+    def _kernels(self):
+        # On JAX this puts the weights of the running step into the model.
+        _ = self.model
+        return [zeros.weight for zeros in self._hook.held]
 
     def _steps_before(self, epoch):
         steps = self.params.get("steps")
@@ -201,25 +215,22 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     def _choose_at(self, step):
         """Choose the zeros anew, if the schedule has a choice due by a step."""
-        sparsity = self._sparsity_in_force(step)
-        if sparsity is None or sparsity == self._chosen:
+        sparsity = self.sparsity_in_force(step)
+        if step < self.begin_step or sparsity == self._chosen:
             return
         self._chosen = sparsity
-        # On JAX this puts the weights of the running step into the model.
-        _ = self.model
-        weights = [ops.convert_to_numpy(kernel) for kernel in self._kernels]
+        weights = [ops.convert_to_numpy(kernel) for kernel in self._kernels()]
         chosen = _least_weights.least(weights, sparsity, self.scope)
-        for variable, pruned in zip(self._pruned, chosen):
-            variable.assign(pruned)
-        self._zero()
+        for zeros, pruned in zip(self._hook.held, chosen):
+            zeros.choose(pruned)
 
-    def _sparsity_in_force(self, step):
-        """Return the sparsity of the last choice up to a step, if there is one.
+    def sparsity_in_force(self, step):
+        """Return the share of zeros of the last choice up to a step.
 
         It depends on nothing but the step, so a resumed run has the same.
         """
         if step < self.begin_step:
-            return None
+            return 0.0
         if step >= self.end_step:
             return self.final_sparsity
         passed = step - self.begin_step
@@ -228,20 +239,6 @@ class MagnitudePruning(keras.callbacks.Callback):
         first = 1 - self.initial_sparsity
         power = math.floor(math.log((1 - asked) / first) / _SHRINK + 1e-9)
         return 1 - first * math.exp(_SHRINK * power)
-
-    def _zero(self):
-        for kernel, pruned in zip(self._kernels, self._pruned):
-            weight = _without(ops.convert_to_tensor(kernel), pruned)
-            if kernel.constraint is not None:
-                # Keras has applied it to pruned weights that had moved.
-                weight = _without(kernel.constraint(weight), pruned)
-            kernel.assign(weight)
-
-
-def _without(weight, pruned):
-    # Neither `w * kept`, which makes zeros with a sign, nor `where`, which
-    # takes PyTorch four times as long. An infinite weight becomes NaN.
-    return weight - weight * ops.convert_to_tensor(pruned)
 
 
 # The least share of the weights that are left, by which a choice makes fewer.

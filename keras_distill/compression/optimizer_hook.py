@@ -22,20 +22,22 @@ class OptimizerHook:
 
     Args:
         callback: the callback that installs it, at the beginning of `fit()`.
-        before: function `(gradients, variables) -> gradients`, or `None`.
-        after: function without arguments, run when all weights are updated.
+
+    Attributes:
+        held: list of `Zeros` and `Clusters`, whose gradients and weights the
+            steps change that are compiled afterwards.
 
     Raises:
         ValueError: if another callback of the same `fit()` has a hook.
     """
 
-    def __init__(self, callback, before=None, after=None):
+    def __init__(self, callback):
         model = callback.model
         outer = model.optimizer
         # A LossScaleOptimizer applies nothing itself, and skips bad steps.
         self.optimizer = getattr(outer, "inner_optimizer", outer)
         self.run = callback.params  # one object for all callbacks of a `fit()`
-        self.model, self.before, self.after = model, before, after
+        self.model, self.held = model, []
         if not outer.built:
             outer.build(model.trainable_variables)
         previous = vars(self.optimizer).get(_HOOK)
@@ -52,7 +54,8 @@ class OptimizerHook:
         if self.run is run:
             raise ValueError(
                 "Two callbacks of one `fit()` want to hold the weights. Prune "
-                "in one `fit()` and share weights in the next; zeros are kept."
+                "in one `fit()`, share weights in the next, which keeps the "
+                "zeros, and train on with `KeepCompressed()` alone."
             )
 
     def add_state(self, reference, name, dtype):
@@ -78,6 +81,20 @@ class OptimizerHook:
         del attributes["_track_variable"]
         attributes["_variables"] = [*self._own, *self.state]
         return variable
+
+    def averages_of(self, weight):
+        """Return the moving averages that the optimizer has of a weight."""
+        several = getattr(self.optimizer, "optimizers", [self.optimizer])
+        return [
+            average
+            for optimizer in several
+            if optimizer.use_ema and optimizer.built
+            for variable, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+            )
+            if variable is weight
+        ]
 
     def compile(self):
         """Have the step compiled anew, now that all state is there."""
@@ -106,10 +123,13 @@ class OptimizerHook:
         variables = trainable_variables
         if variables is None:
             variables = self._trained
-        if self.before is not None:
-            grads = self.before(list(grads), list(variables))
+        grads, places = list(grads), {id(v): i for i, v in enumerate(variables)}
+        for held in self.held:
+            place = places[id(held.weight)]
+            grads[place] = held.with_sum(grads[place])
         type(self.optimizer).apply(self.optimizer, grads, trainable_variables)
-        self.after()
+        for held in self.held:
+            held.hold()
 
 
 _HOOK = "_keras_distill_hook"

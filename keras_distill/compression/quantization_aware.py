@@ -125,7 +125,7 @@ def quantize_aware(model, momentum=0.99):
     ```
     """
     momentum = _arguments.fraction("momentum", momentum)
-    check_model("quantize_aware", model)
+    model = check_model("quantize_aware", model)
     _check_kernels(model)
     folded = fold_batch_norm(model)
     copier = Copier(_Replacement(folded, momentum), dtype="float32")

@@ -67,7 +67,7 @@ def separate(model):
     print(teacher.count_params(), student.count_params())  # 19392 2555
     ```
     """
-    check_model("separate", model)
+    model = check_model("separate", model)
 
     def replace(layer):
         return [_separable(layer)] if _is_suitable(layer) else None

@@ -1,10 +1,7 @@
 """WeightSharing: few distinct values per layer, trained on as such.
 
-The clusters are made once, by the callback. That a cluster moves as one weight
-is seen to inside each training step (`optimizer_hook.py`), in two places: its
-members get the gradient of the cluster, and what the optimizer makes of them is
-averaged. The second is for optimizers that remember the time before (momentum
-of an earlier `fit()`), and makes members equal to the bit.
+The callback makes the clusters once, by k-means. Inside each training step,
+`_held.py` moves a cluster as one weight.
 """
 
 import keras
@@ -12,12 +9,15 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._layers import has_layer
+from keras_distill._layers import values_by_layer
 from keras_distill.compression import kernels
+from keras_distill.compression._held import ZERO
+from keras_distill.compression._held import Clusters
 from keras_distill.compression.optimizer_hook import OptimizerHook
 
 # As many values as a byte has; the zeros make one more.
 _MOST = 256
-_ZERO = 0  # the index of the cluster of zeros, which never moves
 
 
 class WeightSharing(keras.callbacks.Callback):
@@ -44,17 +44,19 @@ class WeightSharing(keras.callbacks.Callback):
     A model that has no more distinct values than clusters keeps its values, so
     a run resumed by `BackupAndRestore` goes on with the clusters it had. With a
     `Distiller`, its student is changed. After `fit()` the optimizer is as it
-    was, and nothing holds the clusters together in further training.
+    was, and nothing holds the clusters together in further training unless it
+    has `KeepCompressed()` among its callbacks.
 
     Source: Han, Mao and Dally 2016, "Deep Compression".
 
     Args:
         num_clusters: int from 2 to 256, for the kernels of every layer; or a
-            dict of such, whose keys are the names, paths or class names of
-            layers, whose kernels are meant (`{"Conv2D": 32, "logits": 8}`), or
-            names of weights (`{"kernel": 8, "bias": 16}`). The name of a layer
-            goes before its class, and that before the name of a weight. What no
-            key stands for is not shared.
+            dict of such, whose keys are names, paths or classes of layers,
+            whose kernels are meant (`{"Conv2D": 32, "backbone/logits": 8}`), or
+            names of weights (`{"kernel": 8, "bias": 16}`). A nested model
+            stands for all layers in it, and a class for those derived from it.
+            The name of a layer goes before its class, and that before the name
+            of a weight. What no key stands for is not shared.
 
     Raises:
         ValueError: if a number is out of range; at the beginning of `fit()`, if
@@ -94,11 +96,10 @@ class WeightSharing(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         kernels.check_ready(model, self)
-        self._shared = _chosen(kernels.student_of(model), self.num_clusters)
-        self._hook = OptimizerHook(self, self._sum_gradients, self._average)
-        self._members = [
-            self._hook.add_state(weight, "cluster", "int32")
-            for weight, _ in self._shared
+        chosen = _chosen(kernels.student_of(model), self.num_clusters)
+        self._hook = OptimizerHook(self)
+        self._hook.held = [
+            Clusters(self._hook, weight, number) for weight, number in chosen
         ]
         self._hook.compile()
         self._clustered = False
@@ -107,68 +108,14 @@ class WeightSharing(keras.callbacks.Callback):
         if self._clustered:
             return
         # Not before: other callbacks may have restored weights.
-        for (weight, number), members in zip(self._shared, self._members):
-            values = ops.convert_to_numpy(weight)
-            clusters, centroids = cluster(values.astype("float32"), number)
-            weight.assign(centroids[clusters])
-            members.assign(clusters.astype("int32"))
+        for clusters in self._hook.held:
+            values = ops.convert_to_numpy(clusters.weight).astype("float32")
+            clusters.choose(*cluster(values, clusters.number))
         self._clustered = True
 
     def on_train_end(self, logs=None):
-        # A run that was complete when it was resumed has no epoch: its weights
-        # stay what was restored.
-        if self._clustered:
-            self._make_equal()
         self._hook.remove()
-        del self._hook, self._shared, self._members
-
-    def _make_equal(self):
-        # An optimizer with `use_ema` has replaced the weights by averages.
-        for (weight, _), members in zip(self._shared, self._members):
-            values = ops.convert_to_numpy(weight)
-            clusters = ops.convert_to_numpy(members)
-            weight.assign(_made_equal(values, clusters))
-
-    def _sum_gradients(self, gradients, variables):
-        indices = {id(variable): i for i, variable in enumerate(variables)}
-        # On PyTorch the weights change in place.
-        self._before = [ops.copy(weight) for weight, _ in self._shared]
-        for (weight, number), members in zip(self._shared, self._members):
-            index = indices[id(weight)]
-            if gradients[index] is not None:
-                clusters = ops.convert_to_tensor(members)
-                sums = _sums(gradients[index], clusters, number)
-                gradients[index] = _spread(sums, clusters, weight.dtype)
-        return gradients
-
-    def _average(self):
-        for (weight, number), members, before in zip(
-            self._shared, self._members, self._before
-        ):
-            clusters = ops.convert_to_tensor(members)
-            steps = _sums(ops.subtract(weight, before), clusters, number)
-            counts = _sums(ops.ones(weight.shape), clusters, number)
-            step = _spread(
-                steps / ops.maximum(counts, 1), clusters, weight.dtype
-            )
-            # Members were equal before, and make equal steps.
-            weight.assign(before + step)
-        self._before = None
-
-
-def _sums(values, clusters, number):
-    """Return the sum over each cluster, `(number + 1,)`, in float32."""
-    return ops.segment_sum(
-        ops.reshape(ops.cast(values, "float32"), (-1,)),
-        ops.reshape(clusters, (-1,)),
-        num_segments=number + 1,
-    )
-
-
-def _spread(values, clusters, dtype):
-    """Return for each weight the value of its cluster; 0 for the zeros."""
-    spread = ops.take(values, clusters, axis=0)
-    return ops.cast(ops.where(clusters == _ZERO, 0.0, spread), dtype)
+        del self._hook
 
 
 def cluster(weights, number):
@@ -191,7 +138,7 @@ def cluster(weights, number):
         centroids = _k_means(ordered, number)
     borders = (centroids[1:] + centroids[:-1]) / 2
     clusters = np.searchsorted(borders, weights.astype("float64")) + 1
-    clusters[weights == 0] = _ZERO
+    clusters[weights == 0] = ZERO
     return clusters, np.concatenate([[0.0], centroids]).astype("float32")
 
 
@@ -218,21 +165,10 @@ def _k_means(ordered, number):
         )
 
 
-def _made_equal(values, clusters):
-    flat, index = values.ravel().astype("float64"), clusters.ravel()
-    counts = np.bincount(index)
-    means = np.bincount(index, flat) / np.maximum(counts, 1)
-    # Where members are equal already, no mean of them can be more exact.
-    first = np.zeros(len(counts))
-    first[index[::-1]] = flat[::-1]
-    unequal = np.bincount(index, flat != first[index]) > 0
-    equal = np.where(unequal, means, first)
-    equal[_ZERO] = 0
-    return equal[clusters].astype(values.dtype)
-
-
 def _chosen(model, num_clusters):
     """Return `(weight, number of clusters)` for all weights to be shared."""
+    named = {k: v for k, v in num_clusters.items() if has_layer(model, k)}
+    by_layer = values_by_layer(model, named, "num_clusters")
     layers = kernels.layers_by_weight(model)
     kernel_ids = {id(kernel) for kernel in kernels.trainable_kernels(model)}
     chosen, used = [], set()
@@ -240,10 +176,8 @@ def _chosen(model, num_clusters):
         keys = [weight.path]
         if id(weight) in kernel_ids:
             inner_first = layers[id(weight)][::-1]
-            keys += [
-                k for layer in inner_first for k in (layer.path, layer.name)
-            ]
-            keys += [type(layer).__name__ for layer in inner_first]
+            keys += [by_layer[x][0] for x in inner_first if x in by_layer]
+            keys += _class_names(inner_first)
             keys.append("kernel")
         keys.append(weight.name)
         found = [key for key in keys if key in num_clusters]
@@ -259,6 +193,13 @@ def _chosen(model, num_clusters):
             f"kernels: {names}."
         )
     return chosen
+
+
+def _class_names(layers):
+    """Return the classes of layers, and then those that they derive from."""
+    own = [type(layer).__name__ for layer in layers]
+    bases = [base for layer in layers for base in type(layer).__mro__]
+    return own + [base.__name__ for base in bases]
 
 
 def _clusters(value):

@@ -662,10 +662,11 @@ def test_refused_ratios(ratio):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"exclude": ["aa"]}, r"exclude.*not have. Did you mean.*'a'.*'aa'"),
-        ({"exclude": "a"}, "`exclude` must be a list"),
+        ({"exclude": ["aa"]}, r"exclude.*not have.*'aa'. Did you mean.*'a'"),
+        ({"exclude": 3}, "`exclude` must be a name of a layer or a list"),
+        ({"exclude": [3]}, "`exclude` must name layers, by strings"),
         ({"importance": "l3"}, "`importance` must be.*'l3'"),
-        ({"importance": {"c": [1.0]}}, "importance='c'"),
+        ({"importance": {"c": [1.0]}}, "`importance` names.*'c'"),
         ({"importance": {"norm": [1.0] * 4}}, "makes no channels.*'norm'"),
         ({"importance": {"a": [1.0] * 3}}, r"\(3,\) for 'a', which makes 4"),
         ({"importance": {"a": [1.0, 2.0, np.nan, 1.0]}}, "finite score"),

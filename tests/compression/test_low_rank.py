@@ -237,7 +237,7 @@ def test_a_copy_trains():
         ({"rank": 0}, "`rank` must be a whole number above 0.*rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
         ({"rank": {"layer": 0}}, r"rank\['layer'\]=0"),
-        ({"rank": {"lager": 1}}, "Did you mean.*'layer'.*rank='lager'"),
+        ({"rank": {"lager": 1}}, "`rank`.*'lager'. Did you mean.*'layer'"),
         ({"energy": 0}, "`energy` must be above 0"),
         ({"energy": 1.1}, "`energy` must be a number from 0 to 1.*1.1"),
     ],
