@@ -7,7 +7,7 @@ import dataclasses
 
 from keras import tree
 
-from keras_distill.views import consistency
+from keras_distill.views import layer_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
 
     def after(self, layer):
         """Return the place behind a layer."""
-        shape = consistency.shape_after(layer, self.image_shape)
+        shape = layer_kinds.shape_after(layer, self.image_shape)
         if isinstance(shape, dict):
             # Two renderings: labels belong to the student's.
             shape = shape.get("student", self.image_shape)
@@ -58,7 +58,7 @@ def find_place(shape, layers, images):
     Raises:
         ValueError: if no image has a map of this shape.
     """
-    data_format = consistency.data_format_of(layers)
+    data_format = layer_kinds.data_format_of(layers)
     image_shapes = [tuple(image.shape) for image in tree.flatten(images)]
     own = _axis(data_format)
     axes = {3: [None], 4: [own, -1 if own == 1 else 1]}.get(len(shape), [])
@@ -96,7 +96,7 @@ def _whole_stride(shape, axis, image_size):
 
 
 def _no_map(shape, layers, image_shapes, data_format):
-    layer = next(filter(consistency.concerns_maps, layers))
+    layer = next(filter(layer_kinds.concerns_maps, layers))
     images = image_shapes[0] if len(image_shapes) == 1 else image_shapes
     return (
         f"Values of shape {shape} can't follow the layer {layer.name!r} "
