@@ -178,7 +178,24 @@ class ConsistentAugment(keras.layers.Layer):
                 that draw for that of the images; pixels from outside the image
                 (`fill_mode="constant"`, `RandomPerspective`, padding), which
                 have no label; layers of your own without
-                `transform_segmentation_masks`.
+                `transform_segmentation_masks`; maps made flat, `(batch, height
+                * width)`.
+
+        Example:
+
+        ```python
+        import keras
+        import numpy as np
+        from keras_distill import ConsistentAugment, InceptionCrop
+
+        augment = ConsistentAugment(
+            [InceptionCrop(32, 32), keras.layers.RandomFlip()]
+        )
+        images = np.random.rand(8, 48, 48, 3)
+        masks = np.random.randint(0, 21, size=(8, 48, 48))
+        view, drawn = augment.draw(images)
+        print(augment.follow(masks, drawn, images).shape)  # (8, 32, 32)
+        ```
         """
         return following.follow(
             self.layers, values, transformations, images, num_classes

@@ -11,6 +11,7 @@ from keras_distill.views import drawings
 from keras_distill.views import layer_kinds
 from keras_distill.views import map_rules
 from keras_distill.views import maps
+from keras_distill.views.places import check_rows
 from keras_distill.views.places import find_place
 
 # The number of classes, where integers can't be told from class indices.
@@ -25,6 +26,8 @@ def follow(layers, values, transformations, images, num_classes=None):
     tensor = ops.convert_to_tensor(values)
     drawn = list(zip(layers, transformations))
     per_sample = len(tensor.shape) <= 2
+    if per_sample:
+        check_rows(tuple(tensor.shape), layers, images)
     concerned = layer_kinds.mixes if per_sample else layer_kinds.concerns_maps
     if not any(map(concerned, layers)):
         return values

@@ -77,6 +77,31 @@ def find_place(shape, layers, images):
     raise ValueError(_no_map(shape, layers, image_shapes, data_format))
 
 
+def check_rows(shape, layers, images):
+    """Raise if values per sample look like maps that were made flat.
+
+    Args:
+        shape: static shape of the values, of rank 2 or less.
+        layers: the layers of the chain.
+        images: a structure of images; only static shapes are read.
+    """
+    moving = list(filter(layer_kinds.moves_pixels, layers))
+    if not moving or len(shape) < 2 or shape[1] in (None, 1):
+        return
+    axis = _axis(layer_kinds.data_format_of(layers))
+    for image in tree.flatten(images):
+        height, width = _spatial(tuple(image.shape), axis)
+        if None not in (height, width) and shape[1] == height * width:
+            raise ValueError(
+                f"Values of shape {shape} can't follow the layer "
+                f"{moving[0].name!r} ({type(moving[0]).__name__}): they have "
+                f"one value per pixel of the images ({height}, {width}). Give "
+                "maps of (batch, height, width), as outputs and labels, or "
+                "augment in the data pipeline. Instead of one-hot labels give "
+                "class indices."
+            )
+
+
 def _axis(data_format):
     return -1 if data_format == "channels_last" else 1
 

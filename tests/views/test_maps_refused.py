@@ -83,6 +83,16 @@ def test_values_that_are_no_maps(make):
         assert "(3, 16, 16, 3)" in message and "data pipeline" in message
 
 
+def test_maps_made_flat():
+    """They look like a row per sample."""
+    flat = MASK.reshape(3, 256)
+    with pytest.raises(ValueError, match=r"one value per pixel.*\(16, 16\)"):
+        follow([layers.RandomBrightness(0.2), layers.RandomFlip()], flat)
+    assert follow(layers.RandomBrightness(0.2), flat) is flat
+    one_hot = np.eye(3, 255)
+    assert follow(layers.RandomFlip(), one_hot) is one_hot
+
+
 def test_behind_layers_that_leave_pixels_everything_passes():
     chain = [layers.RandomBrightness(0.2), layers.RandomErasing()]
     for shape in NO_MAPS:
