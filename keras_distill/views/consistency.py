@@ -7,45 +7,14 @@ import keras
 from keras import tree
 
 from keras_distill.views.inception_crop import InceptionCrop
+from keras_distill.views.layer_kinds import check_labels
+from keras_distill.views.layer_kinds import data_format_of
+from keras_distill.views.layer_kinds import keras_layers
 from keras_distill.views.mix_up import MixUp
 
-
-def _keras_layers(*names):
-    """Return the Keras layers of these names that this Keras has."""
-    return tuple(
-        getattr(keras.layers, name)
-        for name in names
-        if hasattr(keras.layers, name)
-    )
-
-
 # These draw (again) while they apply, or ignore the generator they are given.
-_INCONSISTENT = _keras_layers(
+_INCONSISTENT = keras_layers(
     "AugMix", "RandAugment", "RandomColorJitter", "RandomElasticTransform"
-)
-
-# These blend different images of a batch, so labels have to follow. A layer
-# of the user's says so by `mixes_labels = True`.
-_MIXING = (MixUp, *_keras_layers("MixUp", "CutMix"))
-
-# These leave every pixel where it is.
-IN_PLACE = _keras_layers(
-    "AutoContrast",
-    "ContrastLimitedAdaptiveHistogramEqualization",
-    "Equalization",
-    "MaxNumBoundingBoxes",
-    "RandomBrightness",
-    "RandomColorDegeneration",
-    "RandomContrast",
-    "RandomErasing",
-    "RandomGaussianBlur",
-    "RandomGrayscale",
-    "RandomHue",
-    "RandomInvert",
-    "RandomPosterization",
-    "RandomSaturation",
-    "RandomSharpness",
-    "Solarization",
 )
 
 # What these draw does not depend on the size of the image, so that it can be
@@ -53,7 +22,7 @@ IN_PLACE = _keras_layers(
 _SIZE_FREE = (
     InceptionCrop,
     MixUp,
-    *_keras_layers(
+    *keras_layers(
         "MixUp",
         "RandomBrightness",
         "RandomColorDegeneration",
@@ -67,6 +36,9 @@ _SIZE_FREE = (
         "Solarization",
     ),
 )
+
+# What these draw has as many channels as the images.
+_ONE_CHANNEL_COUNT = keras_layers("CutMix", "RandomErasing")
 
 
 def check_layers(layers):
@@ -91,7 +63,7 @@ def check_layers(layers):
                 "fixed preprocessing, pass it as `student_preprocessing` and "
                 "`teacher_preprocessing`."
             )
-        _check_labels(layer)
+        check_labels(layer)
         if two_sizes_from and _renders_two_sizes(layer):
             raise ValueError(
                 f"Only one layer can render a second size. Received "
@@ -117,102 +89,6 @@ def check_layers(layers):
         )
 
 
-def _check_labels(layer):
-    """Raise unless it is clear what the layer does to labels."""
-    kind = type(layer).__name__
-    owner = provider(layer, "transform_labels")
-    says = getattr(layer, "mixes_labels", None)
-    if says and owner is None:
-        raise ValueError(
-            f"The layer {layer.name!r} ({kind}) says `mixes_labels = True` and "
-            "has no method `transform_labels(labels, transformation, "
-            "training=True)`."
-        )
-    own = owner is not None and not _is_keras(owner)
-    if own and says is None and not mixes(layer):
-        raise ValueError(
-            f"The layer {layer.name!r} ({kind}) has a `transform_labels` of "
-            "its own, and does not say whether labels have to go through it. "
-            "Give the class the attribute `mixes_labels = True`: labels and "
-            "weights then reach `transform_labels` as floats, class indices "
-            "as one-hot rows. If the layer leaves labels as they are, write "
-            "`mixes_labels = False`."
-        )
-
-
-def mixes(layer):
-    """Whether a layer changes the labels and weights of its samples."""
-    if isinstance(layer, _MIXING):
-        return True
-    return bool(getattr(layer, "mixes_labels", False))
-
-
-def moves_pixels(layer):
-    """Whether a layer moves pixels, or may: a layer of the user's."""
-    return known_class(layer, (*IN_PLACE, *_MIXING)) is None
-
-
-def concerns_maps(layer):
-    """Whether maps of the images have to follow a layer."""
-    return moves_pixels(layer) or mixes(layer)
-
-
-def known_class(layer, classes):
-    """Return the class among `classes` whose transformations a layer has.
-
-    A subclass that transforms images or masks in its own way is another layer:
-    `None`.
-    """
-    for cls in type(layer).__mro__:
-        if cls in classes:
-            return cls
-        if _TRANSFORMS & set(vars(cls)):
-            return None
-    return None
-
-
-_TRANSFORMS = {
-    "transform_images",
-    "_transform_images",
-    "transform_segmentation_masks",
-}
-
-
-def provider(layer, method):
-    """Return the class that a layer has a method from, or `None`."""
-    for cls in type(layer).__mro__:
-        if method in vars(cls):
-            return cls
-    return None
-
-
-def own_method(layer, method):
-    """Return a layer's method if it does not come with Keras, or `None`."""
-    owner = provider(layer, method)
-    return None if owner is None or _is_keras(owner) else getattr(layer, method)
-
-
-def _is_keras(cls):
-    return cls.__module__.split(".")[0] == "keras"
-
-
-def shape_after(layer, shape):
-    """Return the shape that a layer gives images of this shape."""
-    try:
-        return layer.compute_output_shape(shape)
-    except NotImplementedError:
-        # Keras's answer for a layer that does not say; most keep the shape.
-        return shape
-
-
-def data_format_of(layers):
-    """Return the data format of a chain."""
-    for layer in layers:
-        if getattr(layer, "data_format", None) is not None:
-            return layer.data_format
-    return keras.config.image_data_format()
-
-
 def _renders_two_sizes(layer):
     return getattr(layer, "teacher_size", None) is not None
 
@@ -230,11 +106,19 @@ def check_batches(images, layers, name):
             "`teacher_size` renders one image per sample a second time. "
             f"Received {len(shapes)} images per sample, of shapes {shapes}."
         )
-    if len({shape[1:3] for shape in shapes}) > 1:
-        for layer in layers:
-            if not isinstance(layer, _SIZE_FREE):
-                raise ValueError(
-                    f"The layer {layer.name!r} ({type(layer).__name__}) draws "
-                    "for one image size, and the images of a sample differ: "
-                    f"shapes={shapes}. Resize them in the data pipeline."
-                )
+    first = data_format_of(layers) == "channels_first"
+    sizes = {shape[2:] if first else shape[1:3] for shape in shapes}
+    channels = {shape[1 if first else 3] for shape in shapes}
+    for layer in layers:
+        if len(sizes) > 1 and not isinstance(layer, _SIZE_FREE):
+            _refuse_images(layer, "image size", shapes)
+        if len(channels) > 1 and isinstance(layer, _ONE_CHANNEL_COUNT):
+            _refuse_images(layer, "number of channels", shapes)
+
+
+def _refuse_images(layer, what, shapes):
+    raise ValueError(
+        f"The layer {layer.name!r} ({type(layer).__name__}) draws for one "
+        f"{what}, and the images of a sample differ: shapes={shapes}. Make "
+        "them alike in the data pipeline, or apply the layer there."
+    )

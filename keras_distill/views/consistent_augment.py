@@ -13,6 +13,7 @@ from keras import tree
 from keras_distill.views import consistency
 from keras_distill.views import drawings
 from keras_distill.views import following
+from keras_distill.views import layer_kinds
 from keras_distill.views.drawings import tensors_of as tensors_of
 
 
@@ -92,7 +93,7 @@ class ConsistentAugment(keras.layers.Layer):
     @property
     def mixes_labels(self):
         """Whether a layer of the chain blends or pastes different images."""
-        return any(map(consistency.mixes, self.layers))
+        return any(map(layer_kinds.mixes, self.layers))
 
     @property
     def moves_pixels(self):
@@ -101,7 +102,7 @@ class ConsistentAugment(keras.layers.Layer):
         Keras's layers that change colours alone, and those that mix images
         pixel by pixel, don't; of a layer of your own it can't be known.
         """
-        return any(map(consistency.moves_pixels, self.layers))
+        return any(map(layer_kinds.moves_pixels, self.layers))
 
     def draw(self, images, recorded=None):
         """Draw a view of `images`; return it and the transformations drawn.
@@ -177,7 +178,24 @@ class ConsistentAugment(keras.layers.Layer):
                 that draw for that of the images; pixels from outside the image
                 (`fill_mode="constant"`, `RandomPerspective`, padding), which
                 have no label; layers of your own without
-                `transform_segmentation_masks`.
+                `transform_segmentation_masks`; maps made flat, `(batch, height
+                * width)`.
+
+        Example:
+
+        ```python
+        import keras
+        import numpy as np
+        from keras_distill import ConsistentAugment, InceptionCrop
+
+        augment = ConsistentAugment(
+            [InceptionCrop(32, 32), keras.layers.RandomFlip()]
+        )
+        images = np.random.rand(8, 48, 48, 3)
+        masks = np.random.randint(0, 21, size=(8, 48, 48))
+        view, drawn = augment.draw(images)
+        print(augment.follow(masks, drawn, images).shape)  # (8, 32, 32)
+        ```
         """
         return following.follow(
             self.layers, values, transformations, images, num_classes
@@ -192,7 +210,7 @@ class ConsistentAugment(keras.layers.Layer):
             transformations: what `draw` returned.
         """
         for layer, transformation in zip(self.layers, transformations):
-            if consistency.mixes(layer):
+            if layer_kinds.mixes(layer):
                 labels = tree.map_structure(
                     lambda values, layer=layer, drawn=transformation: (
                         layer.transform_labels(values, drawn, training=True)
@@ -248,11 +266,11 @@ class ConsistentAugment(keras.layers.Layer):
         for layer in self.layers:
             if isinstance(shapes, dict):
                 shapes = {
-                    key: consistency.shape_after(layer, shape)
+                    key: layer_kinds.shape_after(layer, shape)
                     for key, shape in shapes.items()
                 }
             else:
-                shapes = consistency.shape_after(layer, tuple(shapes))
+                shapes = layer_kinds.shape_after(layer, tuple(shapes))
         return shapes
 
     def get_config(self):

@@ -7,10 +7,11 @@ pixel) take each layer's drawing as the images do, see `map_rules.py`.
 import keras
 from keras import ops
 
-from keras_distill.views import consistency
 from keras_distill.views import drawings
+from keras_distill.views import layer_kinds
 from keras_distill.views import map_rules
 from keras_distill.views import maps
+from keras_distill.views.places import check_rows
 from keras_distill.views.places import find_place
 
 # The number of classes, where integers can't be told from class indices.
@@ -23,12 +24,11 @@ def follow(layers, values, transformations, images, num_classes=None):
     See `ConsistentAugment.follow`.
     """
     tensor = ops.convert_to_tensor(values)
-    drawn = [
-        (layer, drawings.copy(transformation))
-        for layer, transformation in zip(layers, transformations)
-    ]
+    drawn = list(zip(layers, transformations))
     per_sample = len(tensor.shape) <= 2
-    concerned = consistency.mixes if per_sample else consistency.concerns_maps
+    if per_sample:
+        check_rows(tuple(tensor.shape), layers, images)
+    concerned = layer_kinds.mixes if per_sample else layer_kinds.concerns_maps
     if not any(map(concerned, layers)):
         return values
     if per_sample:
@@ -39,7 +39,7 @@ def follow(layers, values, transformations, images, num_classes=None):
 def _samples_follow(values, drawn, num_classes):
     values = _blendable(values, num_classes)
     for layer, transformation in drawn:
-        if consistency.mixes(layer):
+        if layer_kinds.mixes(layer):
             values = _mixed_samples(layer, values, transformation)
     return values
 
@@ -63,14 +63,15 @@ def _blendable(values, num_classes):
 
 
 def _mixed_samples(layer, values, transformation):
-    method = consistency.own_method(layer, "transform_labels")
-    if method is None:
+    if layer_kinds.is_keras(layer_kinds.provider(layer, "transform_labels")):
         # `MixUp` and `CutMix` of Keras, whose methods take rows alone.
         weight = transformation["mix_weight"]
         return maps.blend(values, weight, transformation["permutation_order"])
     # A weight per sample is given as a column, as labels are rows.
     rows = values[:, None] if len(values.shape) == 1 else values
-    mixed = method(rows, transformation, training=True)
+    mixed = layer.transform_labels(
+        rows, drawings.copy(transformation), training=True
+    )
     if tuple(mixed.shape)[1:] != tuple(rows.shape)[1:]:
         raise ValueError(
             f"`transform_labels` of the layer {layer.name!r} "
@@ -89,7 +90,7 @@ def _maps_follow(values, drawn, images, num_classes):
     blended = False
     for layer, transformation in drawn:
         rule = map_rules.rule_of(layer, place)
-        if consistency.mixes(layer) and rule is not map_rules.paste:
+        if layer_kinds.mixes(layer) and rule is not map_rules.paste:
             if not blended:
                 moved = _blendable_maps(moved, num_classes, place)
             blended = True

@@ -10,7 +10,8 @@ channels)`; a layer without one is refused.
 import keras
 from keras import ops
 
-from keras_distill.views import consistency
+from keras_distill.views import drawings
+from keras_distill.views import layer_kinds
 from keras_distill.views import maps as map_functions
 from keras_distill.views.inception_crop import InceptionCrop
 from keras_distill.views.mix_up import MixUp
@@ -24,10 +25,11 @@ def rule_of(layer, place):
     Raises:
         ValueError: if a map can't follow the layer.
     """
-    known = consistency.known_class(layer, tuple(_RULES))
+    known = layer_kinds.known_class(layer, tuple(_RULES))
     if known is not None:
         return _RULES[known]
-    if consistency.own_method(layer, "transform_segmentation_masks") is None:
+    owner = layer_kinds.provider(layer, "transform_segmentation_masks")
+    if owner is None or owner in _RULES or layer_kinds.is_keras(owner):
         _refuse(
             layer,
             place,
@@ -171,9 +173,9 @@ def affine(layer, maps, transformation, place):
     first = layer.data_format == "channels_first"
     grid = ops.stack(grid, axis=0 if first else -1)[None]
     grid = ops.tile(grid, (ops.shape(maps)[0], 1, 1, 1))
-    # Called by its class: nothing is cast, and nearest neighbour is set.
+    # Keras's method takes nearest neighbour, and here casts nothing.
     grid = layer.transform_segmentation_masks(
-        grid, transformation, training=True
+        grid, drawings.copy(transformation), training=True
     )
     rows, columns = ops.unstack(
         ops.cast(ops.round(grid), "int32"), 2, axis=1 if first else -1
@@ -221,7 +223,7 @@ def by_method(layer, maps, transformation, place):
     first = place.data_format == "channels_first"
     given = ops.moveaxis(maps, -1, 1) if first else maps
     moved = layer.transform_segmentation_masks(
-        given, transformation, training=True
+        given, drawings.copy(transformation), training=True
     )
     moved = ops.moveaxis(moved, 1, -1) if first else moved
     expected = (*place.after(layer).image_size, maps.shape[-1])
@@ -249,7 +251,7 @@ def _rules(**rules):
 _RULES = {
     InceptionCrop: inception_crop,
     MixUp: mix_up,
-    **dict.fromkeys(consistency.IN_PLACE, keep),
+    **dict.fromkeys(layer_kinds.IN_PLACE, keep),
     **_rules(
         CenterCrop=center_crop,
         CutMix=paste,

@@ -7,7 +7,7 @@ import dataclasses
 
 from keras import tree
 
-from keras_distill.views import consistency
+from keras_distill.views import layer_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
 
     def after(self, layer):
         """Return the place behind a layer."""
-        shape = consistency.shape_after(layer, self.image_shape)
+        shape = layer_kinds.shape_after(layer, self.image_shape)
         if isinstance(shape, dict):
             # Two renderings: labels belong to the student's.
             shape = shape.get("student", self.image_shape)
@@ -58,7 +58,7 @@ def find_place(shape, layers, images):
     Raises:
         ValueError: if no image has a map of this shape.
     """
-    data_format = consistency.data_format_of(layers)
+    data_format = layer_kinds.data_format_of(layers)
     image_shapes = [tuple(image.shape) for image in tree.flatten(images)]
     own = _axis(data_format)
     axes = {3: [None], 4: [own, -1 if own == 1 else 1]}.get(len(shape), [])
@@ -75,6 +75,31 @@ def find_place(shape, layers, images):
             if stride is not None:
                 return Place(image_shape, data_format, axis, stride, shape)
     raise ValueError(_no_map(shape, layers, image_shapes, data_format))
+
+
+def check_rows(shape, layers, images):
+    """Raise if values per sample look like maps that were made flat.
+
+    Args:
+        shape: static shape of the values, of rank 2 or less.
+        layers: the layers of the chain.
+        images: a structure of images; only static shapes are read.
+    """
+    moving = list(filter(layer_kinds.moves_pixels, layers))
+    if not moving or len(shape) < 2 or shape[1] in (None, 1):
+        return
+    axis = _axis(layer_kinds.data_format_of(layers))
+    for image in tree.flatten(images):
+        height, width = _spatial(tuple(image.shape), axis)
+        if None not in (height, width) and shape[1] == height * width:
+            raise ValueError(
+                f"Values of shape {shape} can't follow the layer "
+                f"{moving[0].name!r} ({type(moving[0]).__name__}): they have "
+                f"one value per pixel of the images ({height}, {width}). Give "
+                "maps of (batch, height, width), as outputs and labels, or "
+                "augment in the data pipeline. Instead of one-hot labels give "
+                "class indices."
+            )
 
 
 def _axis(data_format):
@@ -96,7 +121,7 @@ def _whole_stride(shape, axis, image_size):
 
 
 def _no_map(shape, layers, image_shapes, data_format):
-    layer = next(filter(consistency.concerns_maps, layers))
+    layer = next(filter(layer_kinds.concerns_maps, layers))
     images = image_shapes[0] if len(image_shapes) == 1 else image_shapes
     return (
         f"Values of shape {shape} can't follow the layer {layer.name!r} "
