@@ -87,6 +87,7 @@ class DecoupledKD(WithLabels):
         self,
         target_weight=1.0,
         non_target_weight=8.0,
+        *,
         label_weight=1.0,
         temperature=4.0,
         label_loss=None,

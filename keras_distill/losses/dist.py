@@ -90,6 +90,7 @@ class DIST(WithLabels):
         self,
         inter_weight=1.0,
         intra_weight=1.0,
+        *,
         label_weight=1.0,
         temperature=1.0,
         label_loss=None,

@@ -126,11 +126,8 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
             ValueError: if the shapes of the two outputs differ.
         """
         teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
-        check = shapes.check_same_shape
-        if self.predicts == "classes":
-            check = shapes.check_same_classes
-        check(teacher.shape, y_pred.shape)
-        return teacher, y_pred
+        shapes.check_comparable(self.predicts, teacher.shape, y_pred.shape)
+        return shapes.like(teacher, y_pred), y_pred
 
     def logits(self, y_true, y_pred):
         """Return `(teacher, student)` logits in float32, shape-checked.

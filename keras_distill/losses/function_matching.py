@@ -62,6 +62,7 @@ class FunctionMatching(DistillationLoss):
     def __init__(
         self,
         temperature=1.0,
+        *,
         from_logits=True,
         standardize_logits=False,
         reduction="sum_over_batch_size",

@@ -135,8 +135,8 @@ CONSTANT = np.zeros((6, 7), "float32")
     "loss",
     [
         *STANDARDIZED,
-        DIST(1.0, 0.0, 0.0, temperature=2.0),
-        DIST(0.0, 1.0, 0.0, temperature=2.0),
+        DIST(1.0, 0.0, label_weight=0.0, temperature=2.0),
+        DIST(0.0, 1.0, label_weight=0.0, temperature=2.0),
     ],
     ids=["standardized", "standardized_kd", "inter", "intra"],
 )

@@ -5,29 +5,43 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from common import CLASSES
 from common import mlp
 from common import to_numpy
 from common import vectors
 
 from keras_distill import DIST
+from keras_distill import BinaryKD
 from keras_distill import ClassicKD
 from keras_distill import DecoupledKD
 from keras_distill import DistillationLoss
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
+from keras_distill import ValueMatching
 
 TEACHER = np.array([[2.0, 0.0], [0.0, 0.0]], "float32")
 STUDENT = np.array([[0.0, 0.0], [0.0, 4.0]], "float32")
-Y_TRUE = {"labels": np.array([0, 0]), "teacher": TEACHER}
+Y_TRUE = {
+    "labels": np.array([[1.0, 0.0], [1.0, 0.0]], "float32"),
+    "teacher": TEACHER,
+}
 LOSSES = [
     ClassicKD(alpha=0.4, temperature=3.0),
     ClassicKD(0.4, 3.0, standardize_logits=True, name="standardized_kd"),
     FunctionMatching(2.5),
     FunctionMatching(2.5, standardize_logits=True, name="standardized"),
-    DIST(0.5, 2.0, 0.7, temperature=3.0),
-    DecoupledKD(0.5, 2.0, 0.7, temperature=3.0),
+    DIST(0.5, 2.0, label_weight=0.7, temperature=3.0),
+    DecoupledKD(0.5, 2.0, label_weight=0.7, temperature=3.0),
+    BinaryKD(0.4, 3.0),
+    ValueMatching("huber", 0.4),
+    ValueMatching("cosine", 0.4, name="cosine_matching"),
 ]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda o: o.name)
+each_softmax_loss = pytest.mark.parametrize(
+    "loss",
+    [loss for loss in LOSSES if loss.predicts == "classes"],
+    ids=lambda o: o.name,
+)
 
 
 def test_function_matching_by_hand():
@@ -85,7 +99,7 @@ def test_dist_by_hand():
     inter = np.array([1 - 0.922606, 1 + 0.188982])
     intra = (0 + 2 + 0) / 3
     label = -np.log([0.5, 0.3])
-    loss = DIST(0.5, 2.0, 0.7, from_logits=False, reduction="none")
+    loss = DIST(0.5, 2.0, label_weight=0.7, from_logits=False, reduction="none")
     np.testing.assert_allclose(
         to_numpy(loss(PROBABILITIES, PREDICTED)),
         0.5 * inter + 2.0 * intra + 0.7 * label,
@@ -100,7 +114,12 @@ def test_decoupled_kd_by_hand():
     others = 0.4 * np.log(0.4 * 7 / 3) + 0.6 * np.log(0.6 * 7 / 4)
     label = -np.log(0.3)
     loss = DecoupledKD(
-        0.5, 2.0, 0.7, temperature=1.0, from_logits=False, reduction="none"
+        0.5,
+        2.0,
+        label_weight=0.7,
+        temperature=1.0,
+        from_logits=False,
+        reduction="none",
     )
     np.testing.assert_allclose(
         to_numpy(loss(PROBABILITIES, PREDICTED))[1],
@@ -114,8 +133,8 @@ def test_decoupled_kd_by_hand():
     [
         lambda t: ClassicKD(1.0, t),
         lambda t: FunctionMatching(t),
-        lambda t: DIST(0.5, 2.0, 0.0, temperature=t),
-        lambda t: DecoupledKD(0.5, 2.0, 0.0, temperature=t),
+        lambda t: DIST(0.5, 2.0, label_weight=0.0, temperature=t),
+        lambda t: DecoupledKD(0.5, 2.0, label_weight=0.0, temperature=t),
     ],
 )
 def test_temperature_divides_the_logits(at):
@@ -178,7 +197,7 @@ def test_dense_predictions(loss):
     """Segmentation: one distribution per position."""
     generator = np.random.default_rng(0)
     y_true = {
-        "labels": generator.integers(0, 3, size=(2, 4, 4)),
+        "labels": np.eye(3)[generator.integers(0, 3, size=(2, 4, 4))],
         "teacher": generator.normal(size=(2, 4, 4, 3)).astype("float32"),
     }
     student = generator.normal(size=(2, 4, 4, 3)).astype("float32")
@@ -245,6 +264,7 @@ def test_the_largest_of_mixed_labels_is_the_target():
 def test_fit_in_a_distiller(loss):
     """The parts are logged, and they add up, also with a smaller last batch."""
     x, y = vectors(40)
+    y = keras.utils.to_categorical(y, CLASSES)
     distiller = Distiller(student=mlp(8), teacher=mlp(16))
     distiller.compile(keras.optimizers.Adam(0.02), loss)
     history = distiller.fit(
@@ -277,8 +297,10 @@ def test_fit_with_labels_that_only_name_the_target():
 
 
 def test_parts_of_no_weight_are_not_computed():
-    assert set(DIST(0.0, 1.0, 0.0).parts()) == {"intra_loss"}
-    assert set(DecoupledKD(1.0, 0.0, 0.0).parts()) == {"target_loss"}
+    assert set(DIST(0.0, 1.0, label_weight=0.0).parts()) == {"intra_loss"}
+    assert set(DecoupledKD(1.0, 0.0, label_weight=0.0).parts()) == {
+        "target_loss"
+    }
     broken = {"labels": Y_TRUE["labels"], "teacher": np.full((2, 2), np.nan)}
     assert np.isfinite(float(DIST(0.0, 0.0)(broken, STUDENT)))
     assert np.isfinite(float(DecoupledKD(0.0, 0.0)(broken, STUDENT)))
@@ -309,7 +331,7 @@ def test_own_loss():
     "temperature", [0, -1, float("nan"), float("inf"), "4"]
 )
 @pytest.mark.parametrize(
-    "loss", [ClassicKD, FunctionMatching, DIST, DecoupledKD]
+    "loss", [ClassicKD, FunctionMatching, DIST, DecoupledKD, BinaryKD]
 )
 def test_temperature_out_of_range(loss, temperature):
     with pytest.raises(
@@ -319,11 +341,12 @@ def test_temperature_out_of_range(loss, temperature):
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), None, True])
-def test_alpha_out_of_range(alpha):
+@pytest.mark.parametrize("loss", [ClassicKD, BinaryKD, ValueMatching])
+def test_alpha_out_of_range(loss, alpha):
     with pytest.raises(
         ValueError, match="`alpha` must be a number from 0 to 1"
     ):
-        ClassicKD(alpha=alpha)
+        loss(alpha=alpha)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
@@ -348,7 +371,7 @@ def test_weight_out_of_range(loss, name, value):
 def test_all_weights_zero(loss):
     message = rf"one weight of {loss.__name__} must be above 0.*label_weight=0"
     with pytest.raises(ValueError, match=message):
-        loss(0, 0, 0)
+        loss(0, 0, label_weight=0)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +409,7 @@ def test_no_weight_on_the_labels_needs_none(loss):
     assert np.isfinite(float(loss({"teacher": TEACHER}, STUDENT)))
 
 
-@each_loss
+@each_softmax_loss
 def test_different_class_counts(loss):
     message = r"teacher predicts 3 classes and the student 2.*2 units|3 units"
     y_true = {**Y_TRUE, "teacher": np.zeros((2, 3), "float32")}
@@ -401,7 +424,7 @@ def test_different_ranks(loss):
         loss(y_true, STUDENT)
 
 
-@each_loss
+@each_softmax_loss
 def test_a_single_class(loss):
     one = np.zeros((4, 1), "float32")
     with pytest.raises(ValueError, match="A softmax over a single class"):
@@ -413,6 +436,8 @@ def test_a_single_class(loss):
     [
         (ClassicKD, "temperature alpha from_logits standardize_logits"),
         (FunctionMatching, "temperature standardize_logits"),
+        (BinaryKD, "alpha temperature from_logits label_loss"),
+        (ValueMatching, "distance alpha label_loss"),
         (DIST, "inter_weight intra_weight label_weight label_loss"),
         (DecoupledKD, "target_weight non_target_weight label_weight"),
     ],

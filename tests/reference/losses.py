@@ -52,6 +52,67 @@ def classic_kd_gradient(labels, teacher, student, alpha, temperature):
     return alpha * soft + (1 - alpha) * hard
 
 
+def log_sigmoid(logit):
+    return -math.log1p(math.exp(-abs(logit))) + min(logit, 0.0)
+
+
+def binary_kd(labels, teacher, student, alpha, temperature):
+    """`alpha * T^2 * BCE(p, q) + (1 - alpha) * BCE(labels, s)`, its mean."""
+    total = []
+    for y, t, s in zip(labels, teacher, student):
+        y, t, s = float(y), float(t), float(s)
+        p, not_p = (math.exp(log_sigmoid(z / temperature)) for z in (t, -t))
+        log_q, log_not_q = (log_sigmoid(z / temperature) for z in (s, -s))
+        soft = -p * log_q - not_p * log_not_q
+        hard = -y * log_sigmoid(s) - (1 - y) * log_sigmoid(-s)
+        total.append(alpha * temperature**2 * soft + (1 - alpha) * hard)
+    return math.fsum(total) / len(total)
+
+
+def binary_kd_gradient(labels, teacher, student, alpha, temperature):
+    """For each label `alpha * T * (q - p) + (1 - alpha) * (sigmoid(s) - y)`."""
+    gradient = []
+    for y, t, s in zip(labels, teacher, student):
+        y, t, s = float(y), float(t), float(s)
+        # The difference of the small ones of q and p, 1 - q and 1 - p.
+        sign = -1.0 if t > 0 else 1.0
+        q, p = (math.exp(log_sigmoid(sign * z / temperature)) for z in (s, t))
+        soft = temperature * sign * (q - p)
+        hard = (1 - y) * math.exp(log_sigmoid(s)) - y * math.exp(
+            log_sigmoid(-s)
+        )
+        gradient.append(alpha * soft + (1 - alpha) * hard)
+    return np.array(gradient) / len(gradient)
+
+
+def distance(name, target, values):
+    """Return a distance of two vectors and its gradient for the second."""
+    target, values = np.float64(target), np.float64(values)
+    error, size = values - target, len(values)
+    if name == "mse":
+        return np.mean(error**2), 2 * error / size
+    if name == "mae":
+        return np.mean(np.abs(error)), np.sign(error) / size
+    if name == "huber":
+        near = np.abs(error) <= 1
+        value = np.where(near, error**2 / 2, np.abs(error) - 0.5)
+        return np.mean(value), np.clip(error, -1, 1) / size
+    length = np.linalg.norm(values)
+    unit, direction = values / length, target / np.linalg.norm(target)
+    cosine = unit @ direction
+    return 1 - cosine, (cosine * unit - direction) / length
+
+
+def value_matching(labels, teacher, student, name, alpha):
+    """`alpha * distance(t, s) + (1 - alpha) * distance(labels, s)`."""
+    soft, soft_gradient = distance(name, teacher, student)
+    hard, hard_gradient = distance(name, labels, student)
+    return (
+        alpha * soft + (1 - alpha) * hard,
+        alpha * soft_gradient + (1 - alpha) * hard_gradient,
+    )
+
+
 def z_scores(values):
     """Return `(z, std)`; constant values are centred, and their std is 1."""
     values = [float(v) for v in values]
