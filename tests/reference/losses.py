@@ -223,3 +223,74 @@ def decoupled_kd_gradient(label, teacher, student, weights, temperature):
     hard = np.exp(log_softmax(student))
     hard[label] -= 1
     return weights[0] * binary + weights[1] * others + weights[2] * hard
+
+
+def unit(vector):
+    """Return a vector at unit length, one of zeros as it is."""
+    length = np.linalg.norm(vector)
+    return vector / length if length else vector
+
+
+def attention_transfer(teacher, student, p):
+    """Of one sample, `(places, channels)`: `(at(t) - at(s))^2`, its mean."""
+    maps = [
+        unit(np.array([np.mean(np.abs(place) ** p) for place in feature]))
+        for feature in (teacher, student)
+    ]
+    return np.mean((maps[0] - maps[1]) ** 2)
+
+
+def similarity_preserving(teacher, student):
+    """Of a batch, `(samples, all)`: `1/n^2 ||G_T - G_S||_F^2`, by sample."""
+    matrices = []
+    for batch in (teacher, student):
+        rows = [unit(np.array([a @ b for b in batch])) for a in batch]
+        matrices.append(np.array(rows))
+    return np.mean((matrices[0] - matrices[1]) ** 2, axis=1)
+
+
+def huber(error):
+    error = abs(error)
+    return 0.5 * error**2 if error < 1 else error - 0.5
+
+
+def relational_distances(batch):
+    distances = np.array(
+        [[np.linalg.norm(b - a) for b in batch] for a in batch]
+    )
+    count = len(batch)
+    mean = distances.sum() / max(count * (count - 1), 1)
+    return distances / (mean or 1.0)
+
+
+def relational_kd(teacher, student, distance_weight, angle_weight):
+    """Of a batch, `(samples, all)`, by sample."""
+    count = len(teacher)
+    t, s = relational_distances(teacher), relational_distances(student)
+    values = np.zeros(count)
+    for i in range(count):
+        values[i] = distance_weight * np.mean(
+            [huber(t[i, j] - s[i, j]) for j in range(count)]
+        )
+        angles = [
+            huber(
+                unit(teacher[j] - teacher[i]) @ unit(teacher[k] - teacher[i])
+                - unit(student[j] - student[i]) @ unit(student[k] - student[i])
+            )
+            for j in range(count)
+            for k in range(count)
+        ]
+        values[i] += angle_weight * np.mean(angles)
+    return values
+
+
+def numerical_gradient(function, x, step=1e-6):
+    """Return the gradient of a scalar function by central differences."""
+    x = np.array(x, "float64")
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            gradient[index] += sign * function(moved) / (2 * step)
+    return gradient
