@@ -12,6 +12,7 @@ import inspect
 import keras
 from keras import ops
 
+from keras_distill.losses import divergence
 from keras_distill.losses import shapes
 
 # Losses of Keras for probabilities that have no `from_logits`.
@@ -43,9 +44,7 @@ def resolve(label_loss, from_logits, argument="label_loss"):
     loss = _get(label_loss, from_logits)
     if isinstance(loss, keras.losses.Loss):
         return loss.call
-    if _own_from_logits(loss) is not None and not isinstance(
-        loss, functools.partial
-    ):
+    if has_from_logits(loss):
         return functools.partial(loss, from_logits=from_logits)
     return loss
 
@@ -210,9 +209,9 @@ def cross_entropy(labels, student_logits):
         student_logits: `(..., classes)`.
     """
     if as_one_hot_or_sparse(labels, student_logits.shape) == "one-hot":
-        return keras.losses.categorical_crossentropy(
-            labels, student_logits, from_logits=True
-        )
+        # Not Keras's: on TensorFlow, a row of zeros would have a gradient.
+        log_probs = divergence.log_soften(student_logits, 1.0)
+        return -ops.sum(ops.cast(labels, "float32") * log_probs, axis=-1)
     labels = ops.reshape(labels, ops.shape(student_logits)[:-1])
     return keras.losses.sparse_categorical_crossentropy(
         labels, student_logits, from_logits=True

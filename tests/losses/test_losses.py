@@ -8,7 +8,9 @@ import pytest
 from common import CLASSES
 from common import mlp
 from common import to_numpy
+from common import value_and_gradient
 from common import vectors
+from reference import losses as reference
 
 from keras_distill import DIST
 from keras_distill import BinaryKD
@@ -30,6 +32,10 @@ LOSSES = [
     ClassicKD(0.4, 3.0, standardize_logits=True, name="standardized_kd"),
     FunctionMatching(2.5),
     FunctionMatching(2.5, standardize_logits=True, name="standardized"),
+    FunctionMatching(2.5, divergence="reverse", name="reverse"),
+    FunctionMatching(
+        2.5, divergence="jensen_shannon", beta=0.3, name="jensen_shannon"
+    ),
     DIST(0.5, 2.0, label_weight=0.7, temperature=3.0),
     DecoupledKD(0.5, 2.0, label_weight=0.7, temperature=3.0),
     BinaryKD(0.4, 3.0),
@@ -176,12 +182,65 @@ def test_sample_weight_weighs_every_part(loss):
     np.testing.assert_allclose(weighted, alone / 2, rtol=1e-6)
 
 
-def test_the_batch_of_dist_is_weighed_by_the_mean_weight():
-    loss = DIST(inter_weight=0.0, label_weight=0.0)
-    weighted = loss(Y_TRUE, STUDENT, sample_weight=np.array([1.0, 0.5]))
-    np.testing.assert_allclose(
-        float(weighted), 0.75 * float(loss(Y_TRUE, STUDENT)), rtol=1e-6
+def batch_of(rows, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(2, rows, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1)])
+def test_samples_count_by_weight_in_the_batch_of_dist(shape):
+    loss = DIST(inter_weight=0.0, label_weight=0.0, reduction="none")
+    teacher, student = batch_of(7)
+    weights = np.array([1.0, 0.5, 0.0, 2.0, 0.25, 0.0, 1.0], "float32")
+    columns = [
+        np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+        for z in (np.float64(teacher), np.float64(student))
+    ]
+    expected = np.mean(
+        [
+            1
+            - reference.weighted_correlation(
+                weights, columns[0][:, k], columns[1][:, k]
+            )
+            for k in range(3)
+        ]
     )
+    # Whatever padding holds.
+    teacher[2], student[5] = 1e30, np.nan
+    for y_true in (teacher, {"teacher": teacher}):
+        values = loss(y_true, student, sample_weight=weights.reshape(shape))
+        counted = to_numpy(values).reshape(-1)[weights > 0]
+        np.testing.assert_allclose(
+            counted, expected * weights[weights > 0], rtol=1e-5
+        )
+
+
+def test_padding_is_no_part_of_the_batch_of_dist():
+    teacher, student = batch_of(12)
+    mask = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], "bool")
+    loss = DIST(0.5, 2.0, label_weight=0.0)
+    rows = mask.reshape(-1)
+    expected = float(loss(teacher[rows], student[rows]))
+    teacher[~rows] = 50.0
+    y_true = {"teacher": teacher.reshape(4, 3, 3), "sample_weight": mask * 1.0}
+    _, gradient = value_and_gradient(
+        lambda s: keras.ops.sum(loss.parts()["intra_loss"][1](y_true, s)),
+        student.reshape(4, 3, 3),
+    )
+    assert not np.any(gradient[~mask])
+    value = sum(
+        weight * np.mean(to_numpy(part(y_true, student.reshape(4, 3, 3)))[mask])
+        for weight, part in loss.parts().values()
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_batch_of_padding_alone_has_no_intra_loss():
+    teacher, student = batch_of(4)
+    y_true = {"teacher": teacher, "sample_weight": np.zeros(4, "float32")}
+    loss = DIST(0.0, 1.0, label_weight=0.0)
+    value, gradient = value_and_gradient(lambda s: loss(y_true, s), student)
+    assert value == 0 and not np.any(gradient)
 
 
 @each_loss
@@ -248,6 +307,31 @@ def test_labels_in_every_shape_mean_the_same(kind, labels):
     expected = loss({**Y_TRUE, "labels": np.array([0, 1])}, STUDENT)
     actual = loss({**Y_TRUE, "labels": np.array(labels)}, STUDENT)
     np.testing.assert_allclose(float(actual), float(expected), rtol=1e-6)
+
+
+NO_TARGET = {
+    "one-hot": np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0]], "float32"),
+    "index": np.array([1, -1, 0]),
+    "void": np.array([[1], [255], [0]]),
+    "float": np.array([1.0, 3.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("labels", NO_TARGET)
+def test_samples_without_a_target_class_are_left_out(labels):
+    teacher, student = batch_of(3)
+    labels, loss = NO_TARGET[labels], DecoupledKD(reduction="sum")
+    value, gradient = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    rows = [0, 2]
+    expected, slopes = value_and_gradient(
+        lambda s: loss({"labels": labels[rows], "teacher": teacher[rows]}, s),
+        student[rows],
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[rows], slopes, rtol=1e-5, atol=1e-6)
+    assert not np.any(gradient[1])
 
 
 def test_the_largest_of_mixed_labels_is_the_target():
@@ -349,6 +433,18 @@ def test_alpha_out_of_range(loss, alpha):
         loss(alpha=alpha)
 
 
+@pytest.mark.parametrize("beta", [0, 1, -0.1, 2.0, float("nan"), "0.5", None])
+def test_beta_out_of_range(beta):
+    with pytest.raises(ValueError, match="`beta` must be a number between 0"):
+        FunctionMatching(divergence="jensen_shannon", beta=beta)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "Forward", None, 1])
+def test_unknown_divergence(divergence):
+    with pytest.raises(ValueError, match="must be 'forward', 'reverse' or"):
+        FunctionMatching(divergence=divergence)
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
 @pytest.mark.parametrize(
     ("loss", "name"),
@@ -435,7 +531,7 @@ def test_a_single_class(loss):
     ("loss", "names"),
     [
         (ClassicKD, "temperature alpha from_logits standardize_logits"),
-        (FunctionMatching, "temperature standardize_logits"),
+        (FunctionMatching, "temperature standardize_logits divergence beta"),
         (BinaryKD, "alpha temperature from_logits label_loss"),
         (ValueMatching, "distance alpha label_loss"),
         (DIST, "inter_weight intra_weight label_weight label_loss"),

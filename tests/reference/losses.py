@@ -34,6 +34,42 @@ def function_matching_gradient(teacher, student, temperature):
     return temperature * (q - p)
 
 
+def generalized_divergence(teacher, student, temperature, kind, beta):
+    """`T^2` times KL(p || q), KL(q || p), or the Jensen-Shannon of the two.
+
+    Returns its value and its gradient for the student.
+    """
+    log_p, log_q = soften(teacher, temperature), soften(student, temperature)
+    p, q = np.exp(log_p), np.exp(log_q)
+    if kind == "forward":
+        return (
+            function_matching(teacher, student, temperature),
+            function_matching_gradient(teacher, student, temperature),
+        )
+    if kind == "reverse":
+        # Shifted by what the gradient does not see, to keep its digits.
+        shifted = [float(t) - float(teacher[np.argmax(q)]) for t in teacher]
+        ratios = log_q - np.array(shifted) / temperature
+        value = math.fsum(a * (b - c) for a, b, c in zip(q, log_q, log_p))
+        gradient = q * (ratios - math.fsum(q * ratios))
+    else:
+        log_m = np.logaddexp(math.log(beta) + log_p, math.log1p(-beta) + log_q)
+        value = math.fsum(
+            beta * a * (b - m) + (1 - beta) * c * (d - m)
+            for a, b, c, d, m in zip(p, log_p, q, log_q, log_m)
+        )
+        ratios = log_q - log_m
+        gradient = (1 - beta) * q * (ratios - math.fsum(q * ratios))
+    return temperature**2 * value, temperature * gradient
+
+
+def weighted_correlation(weights, p, q):
+    """Return Pearson's r of values that count by weight."""
+    weights = np.float64(weights) / np.sum(weights)
+    p, q = p - weights @ p, q - weights @ q
+    return (weights @ (p * q)) / math.sqrt((weights @ p**2) * (weights @ q**2))
+
+
 def classic_kd(labels, teacher, student, alpha, temperature):
     """`alpha * T^2 * CE(p, q) + (1 - alpha) * -log q_label` of one sample."""
     p, log_q = (
