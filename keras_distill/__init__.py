@@ -10,12 +10,17 @@ A smaller student out of a larger network: `keras_distill.compression`.
 from keras_distill.views import ConsistentAugment as ConsistentAugment
 from keras_distill.views import InceptionCrop as InceptionCrop
 from keras_distill.views import MixUp as MixUp
+from keras_distill.losses import AttentionTransfer as AttentionTransfer
+from keras_distill.losses import BinaryKD as BinaryKD
 from keras_distill.losses import ClassicKD as ClassicKD
 from keras_distill.losses import DIST as DIST
 from keras_distill.losses import DecoupledKD as DecoupledKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
 from keras_distill.losses import Hint as Hint
+from keras_distill.losses import RelationalKD as RelationalKD
+from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
+from keras_distill.losses import ValueMatching as ValueMatching
 from keras_distill.teachers import RecordedTeacher as RecordedTeacher
 from keras_distill.teachers import record_teacher as record_teacher
 from keras_distill.teachers import fold_batch_norm as fold_batch_norm
@@ -30,6 +35,8 @@ __version__ = "0.1.0"
 
 # In the order of `sorted()`; ruff would put names in capitals first.
 __all__ = [  # noqa: RUF022
+    "AttentionTransfer",
+    "BinaryKD",
     "ClassicKD",
     "Comparison",
     "ConsistentAugment",
@@ -42,8 +49,11 @@ __all__ = [  # noqa: RUF022
     "InceptionCrop",
     "MixUp",
     "RecordedTeacher",
+    "RelationalKD",
+    "SimilarityPreserving",
     "TeacherAgreement",
     "TeacherDivergence",
+    "ValueMatching",
     "compare",
     "fold_batch_norm",
     "record_teacher",

@@ -37,6 +37,16 @@ def fraction(name, value):
     return float(value)
 
 
+def open_fraction(name, value):
+    """Return `value` as a float if it lies between 0 and 1, and is neither."""
+    if not _is_number(value) or not 0 < value < 1:
+        raise ValueError(
+            f"`{name}` must be a number between 0 and 1, and neither of them. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 def positive_int(name, value):
     """Return `value` as an int if it is a whole number above 0."""
     return _whole_number(name, value, 1, "above 0")

@@ -126,9 +126,15 @@ class Controlled:
     # Names of the attributes that may be schedules.
     controls = ()
 
+    # Names of further attributes that can't be assigned a second time.
+    fixed = ()
+
     def __setattr__(self, name, value):
         held = self.__dict__.get(name)
-        is_fixed = isinstance(held, (int, float, str)) or name in self.controls
+        is_fixed = isinstance(held, (int, float, str)) or name in (
+            *self.controls,
+            *self.fixed,
+        )
         if name in self.__dict__ and is_fixed and not name.startswith("_"):
             kind = type(self).__name__
             raise AttributeError(

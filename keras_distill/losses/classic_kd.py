@@ -71,6 +71,7 @@ class ClassicKD(WithLabels):
         self,
         alpha=0.9,
         temperature=4.0,
+        *,
         label_loss=None,
         from_logits=True,
         standardize_logits=False,

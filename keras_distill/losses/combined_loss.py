@@ -6,6 +6,7 @@ import keras
 
 from keras_distill import _arguments
 from keras_distill import _schedules
+from keras_distill.losses import label_loss
 from keras_distill.losses.distillation_loss import DistillationLoss
 
 
@@ -131,7 +132,7 @@ class CombinedLoss(DistillationLoss):
     def get_config(self):
         return {
             "name": self.name,
-            "losses": [keras.losses.serialize(loss) for loss in self.losses],
+            "losses": [label_loss.serialize(loss) for loss in self.losses],
             "weights": [
                 _schedules.serialize(weight) for weight in self.weights
             ],
@@ -140,7 +141,7 @@ class CombinedLoss(DistillationLoss):
     @classmethod
     def from_config(cls, config):
         return cls(
-            [keras.losses.deserialize(loss) for loss in config["losses"]],
+            [label_loss.deserialize(loss) for loss in config["losses"]],
             [_schedules.deserialize(weight) for weight in config["weights"]],
             name=config["name"],
         )

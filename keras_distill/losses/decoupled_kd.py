@@ -27,7 +27,9 @@ class DecoupledKD(WithLabels):
     teacher, the less is learned from its order of the wrong classes. Here that
     order has a weight of its own.
 
-    With two classes there is one other class, and `NCKD` is 0.
+    With two classes there is one other class, and `NCKD` is 0. Samples without
+    a target class are left out: a one-hot row of zeros, or a class index that
+    is none of the classes, such as -1 or 255.
 
     Source: Zhao et al. 2022, "Decoupled Knowledge Distillation",
     https://arxiv.org/abs/2203.08679. The published code raises the weight of
@@ -87,6 +89,7 @@ class DecoupledKD(WithLabels):
         self,
         target_weight=1.0,
         non_target_weight=8.0,
+        *,
         label_weight=1.0,
         temperature=4.0,
         label_loss=None,
@@ -138,9 +141,25 @@ class DecoupledKD(WithLabels):
     def _split(self, y_true, y_pred):
         teacher, student = self.logits(y_true, y_pred)
         target = _is_target(self.labels(y_true), student)
-        return divergence.split_kl_divergence(
-            teacher, student, target, self.temperature
-        )
+        has_target = ops.any(target, axis=-1)
+        # Where there is none, any class stands for it until it is left out.
+        first = ops.equal(ops.arange(student.shape[-1]), 0)
+        target = ops.where(has_target[..., None], target, first)
+        return [
+            ops.where(has_target, values, 0.0)
+            for values in divergence.split_kl_divergence(
+                teacher, student, target, self.temperature
+            )
+        ]
+
+    def default_label_loss(self, labels, y_pred):
+        if as_one_hot_or_sparse(labels, y_pred.shape) == "sparse":
+            has_target = ops.any(_is_target(labels, y_pred), axis=-1)
+            labels = ops.reshape(labels, ops.shape(has_target))
+            labels = ops.where(has_target, labels, 0)
+            values = super().default_label_loss(labels, y_pred)
+            return ops.where(has_target, values, 0.0)
+        return super().default_label_loss(labels, y_pred)
 
     def get_config(self):
         return {
@@ -152,9 +171,10 @@ class DecoupledKD(WithLabels):
 
 
 def _is_target(labels, student):
-    """Return bool `(..., classes)`, true at the target class."""
+    """Return bool `(..., classes)`, true at the target class, if any."""
     if as_one_hot_or_sparse(labels, student.shape) == "one-hot":
         indices = ops.argmax(labels, axis=-1)
+        indices = ops.where(ops.max(labels, axis=-1) > 0, indices, -1)
     else:
         indices = ops.reshape(labels, ops.shape(student)[:-1])
     indices = ops.expand_dims(ops.cast(indices, "int32"), axis=-1)

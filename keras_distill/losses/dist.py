@@ -31,12 +31,11 @@ class DIST(WithLabels):
     correlation is not defined. Two constants then count as equal, with a term
     of 0, and one constant gives 1/2.
 
-    The intra term is one number for the batch, and every sample gets it.
-    `sample_weight` therefore weighs it by the mean weight, and does not weigh
-    the samples in it. On several devices, each correlates within its own share
-    of the batch, except on JAX, where the batch stays one. In outputs of more
-    than two dimensions, such as masks, all leading dimensions together are the
-    batch.
+    The intra term is one number for the batch, and every sample gets it. The
+    samples count in it by their weight, so that padding does not. On several
+    devices, each correlates within its own share of the batch, except on JAX,
+    where the batch stays one. In outputs of more than two dimensions, such as
+    masks, all leading dimensions together are the batch.
 
     Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher",
     https://arxiv.org/abs/2205.10536.
@@ -90,6 +89,7 @@ class DIST(WithLabels):
         self,
         inter_weight=1.0,
         intra_weight=1.0,
+        *,
         label_weight=1.0,
         temperature=1.0,
         label_loss=None,
@@ -133,7 +133,7 @@ class DIST(WithLabels):
     def _intra_loss(self, y_true, y_pred):
         teacher, student = self.logits(y_true, y_pred)
         distance = divergence.intra_class_distance(
-            teacher, student, self.temperature
+            teacher, student, self.temperature, _weights_of(y_true)
         )
         return ops.broadcast_to(
             self.temperature**2 * distance, ops.shape(student)[:-1]
@@ -146,3 +146,7 @@ class DIST(WithLabels):
             "intra_weight": _schedules.serialize(self.intra_weight),
             "label_weight": _schedules.serialize(self.label_weight),
         }
+
+
+def _weights_of(y_true):
+    return y_true.get("sample_weight") if isinstance(y_true, dict) else None

@@ -8,8 +8,10 @@ import keras
 
 from keras_distill import _arguments
 from keras_distill import _schedules
+from keras_distill._keras_internals import get_keras_mask
 from keras_distill.losses import divergence
 from keras_distill.losses import shapes
+from keras_distill.losses import weighing
 
 
 class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
@@ -95,6 +97,7 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
                 f"{', '.join(self.scheduled_values(0))}. Call "
                 "`loss.at(step)(y_true, y_pred)`, or use numbers."
             )
+        y_true = _with_weights(y_true, y_pred, sample_weight)
         return super().__call__(y_true, y_pred, sample_weight)
 
     @property
@@ -126,11 +129,8 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
             ValueError: if the shapes of the two outputs differ.
         """
         teacher = y_true["teacher"] if isinstance(y_true, dict) else y_true
-        check = shapes.check_same_shape
-        if self.predicts == "classes":
-            check = shapes.check_same_classes
-        check(teacher.shape, y_pred.shape)
-        return teacher, y_pred
+        shapes.check_comparable(self.predicts, teacher.shape, y_pred.shape)
+        return shapes.like(teacher, y_pred), y_pred
 
     def logits(self, y_true, y_pred):
         """Return `(teacher, student)` logits in float32, shape-checked.
@@ -187,6 +187,17 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
                 for name, value in config.items()
             }
         )
+
+
+def _with_weights(y_true, y_pred, sample_weight):
+    """Return the targets with the weights and the mask of each place."""
+    places = tuple(y_pred.shape)[:-1] or tuple(y_pred.shape)
+    weights = weighing.per_place(sample_weight, get_keras_mask(y_pred), places)
+    if weights is None:
+        return y_true
+    if not isinstance(y_true, dict):
+        y_true = {"teacher": y_true}
+    return {**y_true, "sample_weight": weights}
 
 
 def _combined(terms):

@@ -7,19 +7,25 @@ logits `t` and `q = softmax(s / T)` for the student's logits `s`:
     soft_cross_entropy = -sum_i p_i log q_i
     kl_divergence      =  sum_i p_i (log p_i - log q_i)
 
-and besides them the two parts of the KL divergence by the target class, and
-the distances by correlation of p and q.
+and besides them the KL divergence the other way round, the generalised
+Jensen-Shannon divergence, the two parts of the KL divergence by the target
+class, and the distances by correlation of p and q.
 
 All work on log-softmax and never on `log(softmax(x))`: a probability that
 underflows would be clipped, and a confidently wrong student would get no
 gradient at all. The factor `T**2` belongs to the losses, not here.
 """
 
+import math
+
 from keras import ops
 
 # The smallest normal float32: its logarithm is -87.3, so that the logarithm of
 # a probability that underflowed to 0 stays finite.
 _TINY = 1.1754944e-38
+
+# Stands for infinity, whose products with 0 are no numbers.
+_LARGE = 1e30
 
 # Values whose standard deviation is below this count as constant.
 _CONSTANT = 1e-6
@@ -51,6 +57,58 @@ def kl_divergence(teacher_logits, student_logits, temperature):
     student_log_probs = log_soften(student_logits, temperature)
     p = ops.exp(teacher_log_probs)
     return ops.sum(p * (teacher_log_probs - student_log_probs), axis=-1)
+
+
+def reverse_kl_divergence(teacher_logits, student_logits, temperature):
+    """Return `KL(q || p)` of the softened student and teacher."""
+    student_log_probs = log_soften(student_logits, temperature)
+    # The teacher's logits less that of the student's likeliest class: what the
+    # student gives probability then is near 0, and keeps its digits. The rest
+    # of log p is one number for all classes, and stays out of the gradient.
+    likeliest = ops.equal(
+        ops.argmax(student_logits, axis=-1, keepdims=True),
+        ops.arange(student_logits.shape[-1]),
+    )
+    own = ops.sum(
+        ops.where(likeliest, teacher_logits, 0.0), axis=-1, keepdims=True
+    )
+    scaled = ops.subtract(teacher_logits, own) / temperature
+    log_total = ops.logsumexp(scaled, axis=-1)
+    q = ops.exp(student_log_probs)
+    return log_total + ops.sum(q * (student_log_probs - scaled), axis=-1)
+
+
+def jensen_shannon_divergence(
+    teacher_logits, student_logits, temperature, beta
+):
+    """Return the generalised Jensen-Shannon divergence of the two.
+
+    With the mixture `m = beta p + (1 - beta) q` it is
+    `beta KL(p || m) + (1 - beta) KL(q || m)`.
+
+    Args:
+        teacher_logits, student_logits: `(..., classes)`.
+        temperature: float above 0.
+        beta: float between 0 and 1, the share of the teacher in the mixture.
+    """
+    log_p = log_soften(teacher_logits, temperature)
+    log_q = log_soften(student_logits, temperature)
+    from_teacher = ops.exp(log_p) * _log_mixture(log_q - log_p, beta)
+    from_student = ops.exp(log_q) * _log_mixture(log_p - log_q, 1.0 - beta)
+    return -ops.sum(beta * from_teacher + (1.0 - beta) * from_student, axis=-1)
+
+
+def _log_mixture(log_ratio, share):
+    """Return `log(share + (1 - share) exp(log_ratio))`."""
+    is_near = ops.abs(log_ratio) < 1.0
+    # Each is computed only where it is taken, for the sake of its gradient.
+    near = ops.where(is_near, log_ratio, 0.0)
+    far = ops.where(is_near, 1.0, log_ratio)
+    return ops.where(
+        is_near,
+        ops.log1p((1.0 - share) * ops.expm1(near)),
+        ops.logaddexp(math.log(share), math.log1p(-share) + far),
+    )
 
 
 def split_kl_divergence(teacher_logits, student_logits, target, temperature):
@@ -119,42 +177,61 @@ def inter_class_distance(teacher_logits, student_logits, temperature):
     )
 
 
-def intra_class_distance(teacher_logits, student_logits, temperature):
+def intra_class_distance(
+    teacher_logits, student_logits, temperature, weights=None
+):
     """Return 1 - correlation over all distributions, its mean over classes.
 
     It is one number for everything given, of shape `()`.
+
+    Args:
+        teacher_logits, student_logits: `(..., classes)`.
+        temperature: float above 0.
+        weights: `None`, or how much each distribution counts, `(...)`. Those
+            of weight 0 are left out, whatever they hold.
     """
+    if weights is not None:
+        weights = ops.cast(ops.reshape(weights, (-1, 1)), "float32")
     distances = _correlation_distance(
-        _log_columns(teacher_logits, temperature),
-        _log_columns(student_logits, temperature),
+        _log_columns(teacher_logits, temperature, weights),
+        _log_columns(student_logits, temperature, weights),
         axis=0,
+        weights=weights,
     )  # (classes,)
     return ops.mean(distances)
 
 
-def _log_columns(logits, temperature):
+def _log_columns(logits, temperature, weights=None):
     """Return the log-probabilities `(batch, classes)`, shifted per class.
 
     Again the differences come first, now those between samples: a class with
     the same tiny probability in all of them then is constant to the last digit.
+    Rows of weight 0 get the smallest number, so that they are no peak.
     """
     below = _below_peak(ops.reshape(logits, (-1, logits.shape[-1])))
+    counts = ops.ones_like(below, "bool") if weights is None else weights > 0
+    below = ops.where(counts, below, 0.0)
     exps = ops.exp(below / temperature)
     log_total = ops.log(ops.sum(exps, axis=-1, keepdims=True))
-    return _below_peak(below, axis=0) / temperature - log_total
+    highest = ops.max(ops.where(counts, below, -_LARGE), axis=0, keepdims=True)
+    shifted = ops.subtract(below, ops.stop_gradient(highest))
+    logs = shifted / temperature - log_total
+    return ops.where(counts, logs, -_LARGE)
 
 
-def _correlation_distance(teacher_logs, student_logs, axis):
+def _correlation_distance(teacher_logs, student_logs, axis, weights=None):
     """Return 1 - correlation of `exp(teacher_logs)` and `exp(student_logs)`.
 
     It is half the mean squared difference of the z-scores: the same number,
     but it keeps its digits where the two are close, and is never below 0.
     """
     difference = ops.subtract(
-        _z_scores(_exp_below_peak(teacher_logs, axis), axis),
-        _z_scores(_exp_below_peak(student_logs, axis), axis),
+        _z_scores(_exp_below_peak(teacher_logs, axis), axis, weights),
+        _z_scores(_exp_below_peak(student_logs, axis), axis, weights),
     )
-    return 0.5 * ops.mean(ops.square(difference), axis=axis)
+    return 0.5 * ops.squeeze(
+        _mean(ops.square(difference), axis, weights), axis=axis
+    )
 
 
 def _exp_below_peak(logs, axis):
@@ -171,7 +248,17 @@ def _below_peak(values, axis=-1):
     return ops.subtract(values, peak)
 
 
-def _z_scores(values, axis):
+def _mean(values, axis, weights=None):
+    """Return the mean along an axis, weighed or not; the axis is kept."""
+    if weights is None:
+        return ops.mean(values, axis=axis, keepdims=True)
+    total = ops.sum(weights, axis=axis, keepdims=True)
+    return ops.sum(weights * values, axis=axis, keepdims=True) / ops.where(
+        total > 0, total, 1.0
+    )
+
+
+def _z_scores(values, axis, weights=None):
     """Return the values less their mean, over their standard deviation.
 
     Constant values are not divided: they give zeros, and a gradient as of
@@ -179,8 +266,8 @@ def _z_scores(values, axis):
     give them a gradient of a million, and a student with a last layer of zeros
     would be thrown far off by its first step.
     """
-    centred = values - ops.mean(values, axis=axis, keepdims=True)
-    variance = ops.mean(ops.square(centred), axis=axis, keepdims=True)
+    centred = values - _mean(values, axis, weights)
+    variance = _mean(ops.square(centred), axis, weights)
     is_constant = variance < _CONSTANT**2
     # The root is taken of what is not 0, for the sake of its gradient.
     return centred / ops.sqrt(ops.where(is_constant, 1.0, variance))

@@ -12,6 +12,9 @@ import inspect
 import keras
 from keras import ops
 
+from keras_distill.losses import divergence
+from keras_distill.losses import shapes
+
 # Losses of Keras for probabilities that have no `from_logits`.
 _FOR_PROBABILITIES = (
     "KLDivergence",
@@ -41,9 +44,7 @@ def resolve(label_loss, from_logits, argument="label_loss"):
     loss = _get(label_loss, from_logits)
     if isinstance(loss, keras.losses.Loss):
         return loss.call
-    if _own_from_logits(loss) is not None and not isinstance(
-        loss, functools.partial
-    ):
+    if has_from_logits(loss):
         return functools.partial(loss, from_logits=from_logits)
     return loss
 
@@ -68,31 +69,39 @@ def check_from_logits(label_loss, from_logits, argument):
         raise ValueError(
             f"`{argument}` takes {_kind(found)} and the student returns "
             f"{_kind(from_logits)}. Received: {argument}="
-            f"{_name_of(label_loss)} with from_logits={bool(found)}. Make it "
+            f"{name_of(label_loss)} with from_logits={bool(found)}. Make it "
             f"with `from_logits={from_logits}`."
         )
     if from_logits and _takes_probabilities(keras.losses.get(label_loss)):
         raise ValueError(
             f"`{argument}` takes probabilities and the student returns logits. "
-            f"Received: {argument}={_name_of(label_loss)}. End both models in "
+            f"Received: {argument}={name_of(label_loss)}. End both models in "
             "an activation and use `from_logits=False`, or use a cross-entropy."
         )
 
 
 def _takes_probabilities(loss):
+    return is_of_keras(loss) and name_of(loss) in _FOR_PROBABILITIES
+
+
+def is_of_keras(loss):
+    """Tell whether a loss comes with Keras, and not from the user."""
+    if isinstance(loss, functools.partial):
+        return is_of_keras(loss.func)
     home = getattr(loss, "__module__", None) or type(loss).__module__
-    return home.startswith("keras.") and _name_of(loss) in _FOR_PROBABILITIES
+    return home.startswith("keras.")
 
 
 def _kind(from_logits):
     return "logits" if from_logits else "probabilities"
 
 
-def _name_of(loss):
+def name_of(loss):
+    """Return the name of a loss for labels: of its class or its function."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, functools.partial):
-        return _name_of(loss.func)
+        return name_of(loss.func)
     return getattr(loss, "__name__", type(loss).__name__)
 
 
@@ -104,9 +113,69 @@ def _own_from_logits(function):
         return None  # Some callables of C have no signature.
 
 
+def has_from_logits(loss):
+    """Tell whether a name or a function leaves `from_logits` open."""
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
+        return False
+    return (
+        not isinstance(loss, keras.losses.Loss)
+        and _own_from_logits(loss) is not None
+    )
+
+
+def serialize(loss):
+    """Return the config of a loss, its name or a function.
+
+    `keras.losses.Huber` leaves its `delta` out of its config, and would come
+    back with another one. The arguments that such a loss holds are added.
+    """
+    if loss is None or isinstance(loss, str):
+        return loss
+    config = keras.losses.serialize(loss)
+    if isinstance(config, dict) and isinstance(config.get("config"), dict):
+        held = getattr(loss, "_fn_kwargs", {})
+        config["config"] = {**held, **config["config"]}
+    return config
+
+
+def deserialize(config):
+    """Return what `serialize` was given."""
+    if isinstance(config, dict):
+        return keras.losses.deserialize(config)
+    return config
+
+
+def per_place(function, target, outputs):
+    """Return the values of any loss, one per sample or place of the outputs.
+
+    Args:
+        function: maps `(target, outputs)` to values of any rank. Further axes
+            are averaged. One number for the batch counts for every place, as
+            in Keras, and one per sample for all of its places.
+        target: what the outputs are compared with.
+        outputs: `(batch,)` or `(..., units)`.
+    """
+    if len(outputs.shape) == 1:
+        target, outputs = shapes.with_units(target), shapes.with_units(outputs)
+    values, rank = function(target, outputs), len(outputs.shape) - 1
+    if len(values.shape) == 0:
+        return ops.broadcast_to(values, ops.shape(outputs)[:-1])
+    while len(values.shape) > rank:
+        values = ops.mean(values, axis=-1)
+    while len(values.shape) < rank:
+        values = ops.expand_dims(values, axis=-1)
+    return values
+
+
 def is_sparse(loss):
     """Tell whether a loss takes class indices and nothing else."""
-    return "sparse" in _name_of(loss).lower()
+    return "sparse" in name_of(loss).lower()
+
+
+def is_for_softmax(loss):
+    """Tell whether a loss takes classes of which one excludes the others."""
+    return "categorical" in name_of(loss).lower()
 
 
 def as_one_hot_or_sparse(labels, student_shape):
@@ -117,23 +186,17 @@ def as_one_hot_or_sparse(labels, student_shape):
     """
     shape, target = tuple(labels.shape), tuple(student_shape)
     places = target[:-1]
-    if len(shape) == len(target) and _same(shape[:-1], places):
+    if len(shape) == len(target) and shapes.same_sizes(shape[:-1], places):
         if shape[-1] == target[-1]:
             return "one-hot"
         if shape[-1] == 1:
             return "sparse"
-    if _same(shape, places):
+    if shapes.same_sizes(shape, places):
         return "sparse"
     raise ValueError(
         f"Labels of shape {shape} don't fit a student that returns {target}. "
         f"Give class indices of shape {target[:-1]}, or one-hot labels or "
         f"probabilities of shape {target}."
-    )
-
-
-def _same(shape, other):
-    return len(shape) == len(other) and all(
-        a == b or None in (a, b) for a, b in zip(shape, other)
     )
 
 
@@ -146,9 +209,9 @@ def cross_entropy(labels, student_logits):
         student_logits: `(..., classes)`.
     """
     if as_one_hot_or_sparse(labels, student_logits.shape) == "one-hot":
-        return keras.losses.categorical_crossentropy(
-            labels, student_logits, from_logits=True
-        )
+        # Not Keras's: on TensorFlow, a row of zeros would have a gradient.
+        log_probs = divergence.log_soften(student_logits, 1.0)
+        return -ops.sum(ops.cast(labels, "float32") * log_probs, axis=-1)
     labels = ops.reshape(labels, ops.shape(student_logits)[:-1])
     return keras.losses.sparse_categorical_crossentropy(
         labels, student_logits, from_logits=True

@@ -1,4 +1,57 @@
-"""Whether the outputs of teacher and student can be compared."""
+"""Whether the outputs of teacher and student can be compared.
+
+Shapes are static; `None` stands for a size that is not known.
+"""
+
+from keras import ops
+
+
+def check_comparable(predicts, teacher_shape, student_shape, output=""):
+    """Raise if a loss that predicts this can't compare two outputs.
+
+    Args:
+        predicts: as the attribute of `DistillationLoss`.
+        teacher_shape, student_shape: static shapes, `None` where unknown.
+        output: the name of the output, for the message.
+    """
+    if predicts == "classes":
+        check_same_classes(teacher_shape, student_shape, output)
+    elif predicts is None or not fits(teacher_shape, student_shape):
+        check_same_shape(teacher_shape, student_shape, output)
+
+
+def fits(shape, target):
+    """Tell whether values fit outputs, but for a last axis of one unit.
+
+    `(batch,)` fits `(batch, 1)`, and the reverse.
+    """
+    shape, target = tuple(shape), tuple(target)
+    if len(shape) == len(target) - 1 and target[-1] == 1:
+        shape = (*shape, 1)
+    elif len(target) == 1 and len(shape) == 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return same_sizes(shape, target)
+
+
+def same_sizes(shape, other):
+    """Tell whether two shapes are equal where both are known."""
+    return len(shape) == len(other) and all(
+        a == b or None in (a, b) for a, b in zip(shape, other)
+    )
+
+
+def like(values, outputs):
+    """Return values that `fits` outputs, in the shape of the outputs."""
+    if len(values.shape) < len(outputs.shape):
+        return ops.expand_dims(values, axis=-1)
+    if len(values.shape) > len(outputs.shape):
+        return ops.squeeze(values, axis=-1)
+    return values
+
+
+def with_units(values):
+    """Return `(batch,)` as `(batch, 1)`, and everything else as it is."""
+    return ops.expand_dims(values, -1) if len(values.shape) == 1 else values
 
 
 def check_same_shape(teacher_shape, student_shape, output=""):

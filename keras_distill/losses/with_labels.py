@@ -1,7 +1,5 @@
 """WithLabels: the base of the losses that also compare with the labels."""
 
-import keras
-
 from keras_distill import _arguments
 from keras_distill import _schedules
 from keras_distill.losses import divergence
@@ -19,14 +17,20 @@ class WithLabels(DistillationLoss):
             `DistillationLoss`.
     """
 
+    fixed = ("label_loss",)
+
     def __init__(
         self, label_loss, temperature, from_logits, reduction, name, dtype
     ):
         super().__init__(temperature, from_logits, reduction, name, dtype)
         self.label_loss = label_loss
-        self._compare = None
-        if label_loss is not None:
-            self._compare = label_losses.resolve(label_loss, self.from_logits)
+        self._compare = self.resolved_label_loss()
+
+    def resolved_label_loss(self):
+        """Return `(labels, student) -> values`, `None` for the default."""
+        if self.label_loss is None:
+            return None
+        return label_losses.resolve(self.label_loss, self.from_logits)
 
     def all_parts(self):
         """Return the terms as `parts()` does, also those of weight 0."""
@@ -66,12 +70,16 @@ class WithLabels(DistillationLoss):
             raise ValueError(self.missing_labels())
         return y_true["labels"]
 
+    def labels_for(self, y_true, y_pred):
+        """Return the labels as the label loss takes them beside `y_pred`."""
+        return self.labels(y_true)
+
     def compare_with_labels(self, y_true, y_pred):
         """Return the label loss of each sample."""
-        labels = self.labels(y_true)
-        if self._compare is not None:
-            return self._compare(labels, y_pred)
-        return self.default_label_loss(labels, y_pred)
+        labels = self.labels_for(y_true, y_pred)
+        if self._compare is None:
+            return self.default_label_loss(labels, y_pred)
+        return label_losses.per_place(self._compare, labels, y_pred)
 
     def default_label_loss(self, labels, y_pred):
         """Return the label loss of each sample where none was given."""
@@ -81,19 +89,13 @@ class WithLabels(DistillationLoss):
     def get_config(self):
         return {
             **super().get_config(),
-            "label_loss": self.label_loss
-            if self.label_loss is None or isinstance(self.label_loss, str)
-            else keras.losses.serialize(self.label_loss),
+            "label_loss": label_losses.serialize(self.label_loss),
         }
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("label_loss"), dict):
-            config["label_loss"] = keras.losses.deserialize(
-                config["label_loss"]
-            )
-        return super().from_config(config)
+        label_loss = label_losses.deserialize(config.get("label_loss"))
+        return super().from_config({**config, "label_loss": label_loss})
 
 
 def non_negative(name, value):

@@ -190,7 +190,9 @@ def test_dist_of_a_class_that_is_improbable_in_every_sample():
     margins = np.array([0.1, 0.2, 0.5, 1.0, 3.0], "float32")
     student = np.stack([0 * margins, -margins, 0 * margins - 5000.3], axis=1)
     teacher = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    loss = keras_distill.DIST(0.0, 1.0, 0.0, temperature=temperature)
+    loss = keras_distill.DIST(
+        0.0, 1.0, label_weight=0.0, temperature=temperature
+    )
     value, actual = value_and_gradient(
         lambda s: loss({"teacher": teacher}, s), student
     )
@@ -225,7 +227,10 @@ WEIGHTS = st.tuples(*[st.floats(0.1, 10.0)] * 3)
 )
 def test_decoupled_kd(teacher, student, temperature, weights, label):
     loss = keras_distill.DecoupledKD(
-        *weights, temperature=temperature, reduction="none"
+        *weights[:2],
+        label_weight=weights[2],
+        temperature=temperature,
+        reduction="none",
     )
     y_true = {"labels": np.array([label, label]), "teacher": teacher}
     expected = [
@@ -246,7 +251,10 @@ def test_decoupled_kd(teacher, student, temperature, weights, label):
 )
 def test_decoupled_kd_gradient(teacher, student, temperature, weights, label):
     loss = keras_distill.DecoupledKD(
-        *weights, temperature=temperature, reduction="sum"
+        *weights[:2],
+        label_weight=weights[2],
+        temperature=temperature,
+        reduction="sum",
     )
     y_true = {"labels": np.array([label, label]), "teacher": teacher}
     _, actual = value_and_gradient(lambda s: loss(y_true, s), student)
@@ -297,3 +305,142 @@ def test_probabilities_of_zero_stay_finite(loss):
     )
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))
+
+
+LABELS = hnp.arrays("float32", (2, 4), elements=st.floats(0, 1, width=32))
+
+
+@hypothesis.given(
+    labels=LABELS,
+    teacher=LOGITS,
+    student=LOGITS,
+    temperature=TEMPERATURES,
+    alpha=st.floats(0, 1),
+)
+def test_binary_kd(labels, teacher, student, temperature, alpha):
+    loss = keras_distill.BinaryKD(alpha, temperature, reduction="none")
+    actual = loss({"labels": labels, "teacher": teacher}, student)
+    expected = [
+        reference.binary_kd(y, t, s, alpha, temperature)
+        for y, t, s in zip(labels, teacher, student)
+    ]
+    assert_close(to_numpy(actual), expected, temperature)
+
+
+@hypothesis.given(
+    labels=LABELS,
+    teacher=LOGITS,
+    student=LOGITS,
+    temperature=TEMPERATURES,
+    alpha=st.floats(0, 1),
+)
+def test_binary_kd_gradient(labels, teacher, student, temperature, alpha):
+    loss = keras_distill.BinaryKD(alpha, temperature, reduction="sum")
+    _, actual = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    expected = [
+        reference.binary_kd_gradient(y, t, s, alpha, temperature)
+        for y, t, s in zip(labels, teacher, student)
+    ]
+    assert_close(actual, expected, temperature)
+
+
+PROBABILITIES = hnp.arrays(
+    "float32",
+    (2, 4),
+    elements=st.floats(0, 1, width=32)
+    | st.sampled_from([0.0, 1.0, 1.0 - 2.0**-24, 1e-45, 1e-37, 1e-20]),
+)
+
+
+@hypothesis.given(
+    labels=LABELS,
+    teacher=PROBABILITIES,
+    student=PROBABILITIES,
+    temperature=TEMPERATURES,
+)
+def test_binary_kd_of_probabilities(labels, teacher, student, temperature):
+    """Values in the middle, and finite ones with finite gradients anywhere."""
+    loss = keras_distill.BinaryKD(0.5, temperature, from_logits=False)
+    value, gradient = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    teacher, student = np.clip(teacher, 1e-6, 0.99), np.clip(student, 0.01, 0.9)
+    value, gradient = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    teacher, student = teacher.astype("float64"), student.astype("float64")
+    rows = [
+        (y, np.log(t / (1 - t)), np.log(s / (1 - s)), 0.5, temperature)
+        for y, t, s in zip(labels, teacher, student)
+    ]
+    expected = [reference.binary_kd(*row) for row in rows]
+    slopes = [reference.binary_kd_gradient(*row) for row in rows]
+    assert_close(value, np.mean(expected), temperature)
+    slopes = np.array(slopes) / 2 / (student * (1 - student))
+    assert_close(gradient, slopes, temperature, 100)
+
+
+VALUES = hnp.arrays(
+    "float32",
+    (2, 4),
+    elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+    | st.floats(-2, 2, width=32, allow_subnormal=False),
+)
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "cosine"])
+@hypothesis.given(
+    labels=VALUES, teacher=VALUES, student=VALUES, alpha=st.floats(0, 1)
+)
+def test_value_matching(name, labels, teacher, student, alpha):
+    if name == "cosine":
+        for vectors in (labels, teacher, student):
+            lengths = np.max(np.abs(vectors), axis=-1)
+            hypothesis.assume(np.min(lengths) > 1e-6)
+    if name == "mae":  # At 0, its slope is any number from -1 to 1.
+        hypothesis.assume(np.all(labels != student))
+        hypothesis.assume(np.all(teacher != student))
+    loss = keras_distill.ValueMatching(name, alpha, reduction="sum")
+    value, gradient = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    expected, slopes = zip(
+        *[
+            reference.value_matching(y, t, s, name, alpha)
+            for y, t, s in zip(labels, teacher, student)
+        ]
+    )
+    np.testing.assert_allclose(value, sum(expected), rtol=1e-5, atol=1e-6)
+    # The gradient of a cosine has the size of 1 / |s|.
+    scale = np.linalg.norm(np.float64(student), axis=-1, keepdims=True)
+    scale = scale if name == "cosine" else 1.0
+    np.testing.assert_allclose(
+        gradient * scale, np.array(slopes) * scale, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
+@hypothesis.given(
+    teacher=LOGITS,
+    student=LOGITS,
+    temperature=TEMPERATURES,
+    beta=st.floats(1e-9, 1 - 1e-9),
+)
+def test_divergences(kind, teacher, student, temperature, beta):
+    loss = keras_distill.FunctionMatching(
+        temperature, divergence=kind, beta=beta, reduction="sum"
+    )
+    value, actual = value_and_gradient(lambda s: loss(teacher, s), student)
+    total = 0.0
+    for t, s, gradient in zip(teacher, student, actual):
+        expected, slope = reference.generalized_divergence(
+            t, s, temperature, kind, beta
+        )
+        total += expected
+        # A gradient of the reverse one is a difference of terms of its size.
+        largest = max(np.max(np.abs(slope)), 1.0)
+        assert_close(gradient, slope, temperature, largest)
+    assert_close(value, total, temperature)

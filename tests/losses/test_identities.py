@@ -135,8 +135,8 @@ CONSTANT = np.zeros((6, 7), "float32")
     "loss",
     [
         *STANDARDIZED,
-        DIST(1.0, 0.0, 0.0, temperature=2.0),
-        DIST(0.0, 1.0, 0.0, temperature=2.0),
+        DIST(1.0, 0.0, label_weight=0.0, temperature=2.0),
+        DIST(0.0, 1.0, label_weight=0.0, temperature=2.0),
     ],
     ids=["standardized", "standardized_kd", "inter", "intra"],
 )
@@ -229,3 +229,56 @@ def test_alpha_zero_is_plain_training_step_for_step():
         plain.fit(x, y, batch_size=16, shuffle=False, verbose=0)
         distiller.fit(x, y, batch_size=16, shuffle=False, verbose=0)
         assert same_weights(weights_of(plain), weights_of(student), 1e-6)
+
+
+def matching(divergence, beta=0.5, temperature=2.0):
+    return FunctionMatching(temperature, divergence=divergence, beta=beta)
+
+
+def test_reverse_is_forward_with_the_models_exchanged():
+    teacher, student = logits(0), logits(1)
+    np.testing.assert_allclose(
+        float(matching("reverse")(teacher, student)),
+        float(matching("forward")(student, teacher)),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])
+def test_jensen_shannon_with_the_models_exchanged(beta):
+    """Exchanged, `beta` is the share of the other; at 0.5 it is symmetric."""
+    teacher, student = logits(0), logits(1)
+    np.testing.assert_allclose(
+        float(matching("jensen_shannon", beta)(teacher, student)),
+        float(matching("jensen_shannon", 1 - beta)(student, teacher)),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_jensen_shannon_tends_to_both_kl_divergences(kind):
+    teacher, student = logits(0, scale=1.0), logits(1, scale=1.0)
+    share = 1e-4
+    beta = share if kind == "forward" else 1 - share
+    actual = float(matching("jensen_shannon", beta)(teacher, student)) / share
+    expected = float(matching(kind)(teacher, student))
+    np.testing.assert_allclose(actual, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_jensen_shannon_is_at_most_the_entropy_of_its_shares(beta):
+    teacher, student = 1e4 * np.eye(3, dtype="float32")[[0, 1]]
+    entropy = -beta * np.log(beta) - (1 - beta) * np.log(1 - beta)
+    value = matching("jensen_shannon", beta, 1.0)(teacher[None], student[None])
+    np.testing.assert_allclose(float(value), entropy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 20.0])
+def test_divergences_of_equal_models_are_zero(kind, temperature):
+    same = logits(0)
+    value, gradient = value_and_gradient(
+        lambda s: matching(kind, 0.3, temperature)(same, s), same
+    )
+    assert abs(value) < 1e-6 * temperature**2
+    assert np.all(np.abs(gradient) < 1e-6 * temperature + 1e-6)

@@ -5,29 +5,49 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from common import CLASSES
 from common import mlp
 from common import to_numpy
+from common import value_and_gradient
 from common import vectors
+from reference import losses as reference
 
 from keras_distill import DIST
+from keras_distill import BinaryKD
 from keras_distill import ClassicKD
 from keras_distill import DecoupledKD
 from keras_distill import DistillationLoss
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
+from keras_distill import ValueMatching
 
 TEACHER = np.array([[2.0, 0.0], [0.0, 0.0]], "float32")
 STUDENT = np.array([[0.0, 0.0], [0.0, 4.0]], "float32")
-Y_TRUE = {"labels": np.array([0, 0]), "teacher": TEACHER}
+Y_TRUE = {
+    "labels": np.array([[1.0, 0.0], [1.0, 0.0]], "float32"),
+    "teacher": TEACHER,
+}
 LOSSES = [
     ClassicKD(alpha=0.4, temperature=3.0),
     ClassicKD(0.4, 3.0, standardize_logits=True, name="standardized_kd"),
     FunctionMatching(2.5),
     FunctionMatching(2.5, standardize_logits=True, name="standardized"),
-    DIST(0.5, 2.0, 0.7, temperature=3.0),
-    DecoupledKD(0.5, 2.0, 0.7, temperature=3.0),
+    FunctionMatching(2.5, divergence="reverse", name="reverse"),
+    FunctionMatching(
+        2.5, divergence="jensen_shannon", beta=0.3, name="jensen_shannon"
+    ),
+    DIST(0.5, 2.0, label_weight=0.7, temperature=3.0),
+    DecoupledKD(0.5, 2.0, label_weight=0.7, temperature=3.0),
+    BinaryKD(0.4, 3.0),
+    ValueMatching("huber", 0.4),
+    ValueMatching("cosine", 0.4, name="cosine_matching"),
 ]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda o: o.name)
+each_softmax_loss = pytest.mark.parametrize(
+    "loss",
+    [loss for loss in LOSSES if loss.predicts == "classes"],
+    ids=lambda o: o.name,
+)
 
 
 def test_function_matching_by_hand():
@@ -85,7 +105,7 @@ def test_dist_by_hand():
     inter = np.array([1 - 0.922606, 1 + 0.188982])
     intra = (0 + 2 + 0) / 3
     label = -np.log([0.5, 0.3])
-    loss = DIST(0.5, 2.0, 0.7, from_logits=False, reduction="none")
+    loss = DIST(0.5, 2.0, label_weight=0.7, from_logits=False, reduction="none")
     np.testing.assert_allclose(
         to_numpy(loss(PROBABILITIES, PREDICTED)),
         0.5 * inter + 2.0 * intra + 0.7 * label,
@@ -100,7 +120,12 @@ def test_decoupled_kd_by_hand():
     others = 0.4 * np.log(0.4 * 7 / 3) + 0.6 * np.log(0.6 * 7 / 4)
     label = -np.log(0.3)
     loss = DecoupledKD(
-        0.5, 2.0, 0.7, temperature=1.0, from_logits=False, reduction="none"
+        0.5,
+        2.0,
+        label_weight=0.7,
+        temperature=1.0,
+        from_logits=False,
+        reduction="none",
     )
     np.testing.assert_allclose(
         to_numpy(loss(PROBABILITIES, PREDICTED))[1],
@@ -114,8 +139,8 @@ def test_decoupled_kd_by_hand():
     [
         lambda t: ClassicKD(1.0, t),
         lambda t: FunctionMatching(t),
-        lambda t: DIST(0.5, 2.0, 0.0, temperature=t),
-        lambda t: DecoupledKD(0.5, 2.0, 0.0, temperature=t),
+        lambda t: DIST(0.5, 2.0, label_weight=0.0, temperature=t),
+        lambda t: DecoupledKD(0.5, 2.0, label_weight=0.0, temperature=t),
     ],
 )
 def test_temperature_divides_the_logits(at):
@@ -157,12 +182,65 @@ def test_sample_weight_weighs_every_part(loss):
     np.testing.assert_allclose(weighted, alone / 2, rtol=1e-6)
 
 
-def test_the_batch_of_dist_is_weighed_by_the_mean_weight():
-    loss = DIST(inter_weight=0.0, label_weight=0.0)
-    weighted = loss(Y_TRUE, STUDENT, sample_weight=np.array([1.0, 0.5]))
-    np.testing.assert_allclose(
-        float(weighted), 0.75 * float(loss(Y_TRUE, STUDENT)), rtol=1e-6
+def batch_of(rows, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(2, rows, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1)])
+def test_samples_count_by_weight_in_the_batch_of_dist(shape):
+    loss = DIST(inter_weight=0.0, label_weight=0.0, reduction="none")
+    teacher, student = batch_of(7)
+    weights = np.array([1.0, 0.5, 0.0, 2.0, 0.25, 0.0, 1.0], "float32")
+    columns = [
+        np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+        for z in (np.float64(teacher), np.float64(student))
+    ]
+    expected = np.mean(
+        [
+            1
+            - reference.weighted_correlation(
+                weights, columns[0][:, k], columns[1][:, k]
+            )
+            for k in range(3)
+        ]
     )
+    # Whatever padding holds.
+    teacher[2], student[5] = 1e30, np.nan
+    for y_true in (teacher, {"teacher": teacher}):
+        values = loss(y_true, student, sample_weight=weights.reshape(shape))
+        counted = to_numpy(values).reshape(-1)[weights > 0]
+        np.testing.assert_allclose(
+            counted, expected * weights[weights > 0], rtol=1e-5
+        )
+
+
+def test_padding_is_no_part_of_the_batch_of_dist():
+    teacher, student = batch_of(12)
+    mask = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], "bool")
+    loss = DIST(0.5, 2.0, label_weight=0.0)
+    rows = mask.reshape(-1)
+    expected = float(loss(teacher[rows], student[rows]))
+    teacher[~rows] = 50.0
+    y_true = {"teacher": teacher.reshape(4, 3, 3), "sample_weight": mask * 1.0}
+    _, gradient = value_and_gradient(
+        lambda s: keras.ops.sum(loss.parts()["intra_loss"][1](y_true, s)),
+        student.reshape(4, 3, 3),
+    )
+    assert not np.any(gradient[~mask])
+    value = sum(
+        weight * np.mean(to_numpy(part(y_true, student.reshape(4, 3, 3)))[mask])
+        for weight, part in loss.parts().values()
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_batch_of_padding_alone_has_no_intra_loss():
+    teacher, student = batch_of(4)
+    y_true = {"teacher": teacher, "sample_weight": np.zeros(4, "float32")}
+    loss = DIST(0.0, 1.0, label_weight=0.0)
+    value, gradient = value_and_gradient(lambda s: loss(y_true, s), student)
+    assert value == 0 and not np.any(gradient)
 
 
 @each_loss
@@ -178,7 +256,7 @@ def test_dense_predictions(loss):
     """Segmentation: one distribution per position."""
     generator = np.random.default_rng(0)
     y_true = {
-        "labels": generator.integers(0, 3, size=(2, 4, 4)),
+        "labels": np.eye(3)[generator.integers(0, 3, size=(2, 4, 4))],
         "teacher": generator.normal(size=(2, 4, 4, 3)).astype("float32"),
     }
     student = generator.normal(size=(2, 4, 4, 3)).astype("float32")
@@ -231,6 +309,31 @@ def test_labels_in_every_shape_mean_the_same(kind, labels):
     np.testing.assert_allclose(float(actual), float(expected), rtol=1e-6)
 
 
+NO_TARGET = {
+    "one-hot": np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0]], "float32"),
+    "index": np.array([1, -1, 0]),
+    "void": np.array([[1], [255], [0]]),
+    "float": np.array([1.0, 3.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("labels", NO_TARGET)
+def test_samples_without_a_target_class_are_left_out(labels):
+    teacher, student = batch_of(3)
+    labels, loss = NO_TARGET[labels], DecoupledKD(reduction="sum")
+    value, gradient = value_and_gradient(
+        lambda s: loss({"labels": labels, "teacher": teacher}, s), student
+    )
+    rows = [0, 2]
+    expected, slopes = value_and_gradient(
+        lambda s: loss({"labels": labels[rows], "teacher": teacher[rows]}, s),
+        student[rows],
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[rows], slopes, rtol=1e-5, atol=1e-6)
+    assert not np.any(gradient[1])
+
+
 def test_the_largest_of_mixed_labels_is_the_target():
     loss = DecoupledKD(label_weight=0.0, from_logits=False)
     mixed = np.array([[0.7, 0.3, 0.0], [0.1, 0.5, 0.4]])
@@ -245,6 +348,7 @@ def test_the_largest_of_mixed_labels_is_the_target():
 def test_fit_in_a_distiller(loss):
     """The parts are logged, and they add up, also with a smaller last batch."""
     x, y = vectors(40)
+    y = keras.utils.to_categorical(y, CLASSES)
     distiller = Distiller(student=mlp(8), teacher=mlp(16))
     distiller.compile(keras.optimizers.Adam(0.02), loss)
     history = distiller.fit(
@@ -277,8 +381,10 @@ def test_fit_with_labels_that_only_name_the_target():
 
 
 def test_parts_of_no_weight_are_not_computed():
-    assert set(DIST(0.0, 1.0, 0.0).parts()) == {"intra_loss"}
-    assert set(DecoupledKD(1.0, 0.0, 0.0).parts()) == {"target_loss"}
+    assert set(DIST(0.0, 1.0, label_weight=0.0).parts()) == {"intra_loss"}
+    assert set(DecoupledKD(1.0, 0.0, label_weight=0.0).parts()) == {
+        "target_loss"
+    }
     broken = {"labels": Y_TRUE["labels"], "teacher": np.full((2, 2), np.nan)}
     assert np.isfinite(float(DIST(0.0, 0.0)(broken, STUDENT)))
     assert np.isfinite(float(DecoupledKD(0.0, 0.0)(broken, STUDENT)))
@@ -309,7 +415,7 @@ def test_own_loss():
     "temperature", [0, -1, float("nan"), float("inf"), "4"]
 )
 @pytest.mark.parametrize(
-    "loss", [ClassicKD, FunctionMatching, DIST, DecoupledKD]
+    "loss", [ClassicKD, FunctionMatching, DIST, DecoupledKD, BinaryKD]
 )
 def test_temperature_out_of_range(loss, temperature):
     with pytest.raises(
@@ -319,11 +425,24 @@ def test_temperature_out_of_range(loss, temperature):
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), None, True])
-def test_alpha_out_of_range(alpha):
+@pytest.mark.parametrize("loss", [ClassicKD, BinaryKD, ValueMatching])
+def test_alpha_out_of_range(loss, alpha):
     with pytest.raises(
         ValueError, match="`alpha` must be a number from 0 to 1"
     ):
-        ClassicKD(alpha=alpha)
+        loss(alpha=alpha)
+
+
+@pytest.mark.parametrize("beta", [0, 1, -0.1, 2.0, float("nan"), "0.5", None])
+def test_beta_out_of_range(beta):
+    with pytest.raises(ValueError, match="`beta` must be a number between 0"):
+        FunctionMatching(divergence="jensen_shannon", beta=beta)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "Forward", None, 1])
+def test_unknown_divergence(divergence):
+    with pytest.raises(ValueError, match="must be 'forward', 'reverse' or"):
+        FunctionMatching(divergence=divergence)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
@@ -348,7 +467,7 @@ def test_weight_out_of_range(loss, name, value):
 def test_all_weights_zero(loss):
     message = rf"one weight of {loss.__name__} must be above 0.*label_weight=0"
     with pytest.raises(ValueError, match=message):
-        loss(0, 0, 0)
+        loss(0, 0, label_weight=0)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +505,7 @@ def test_no_weight_on_the_labels_needs_none(loss):
     assert np.isfinite(float(loss({"teacher": TEACHER}, STUDENT)))
 
 
-@each_loss
+@each_softmax_loss
 def test_different_class_counts(loss):
     message = r"teacher predicts 3 classes and the student 2.*2 units|3 units"
     y_true = {**Y_TRUE, "teacher": np.zeros((2, 3), "float32")}
@@ -401,7 +520,7 @@ def test_different_ranks(loss):
         loss(y_true, STUDENT)
 
 
-@each_loss
+@each_softmax_loss
 def test_a_single_class(loss):
     one = np.zeros((4, 1), "float32")
     with pytest.raises(ValueError, match="A softmax over a single class"):
@@ -412,7 +531,9 @@ def test_a_single_class(loss):
     ("loss", "names"),
     [
         (ClassicKD, "temperature alpha from_logits standardize_logits"),
-        (FunctionMatching, "temperature standardize_logits"),
+        (FunctionMatching, "temperature standardize_logits divergence beta"),
+        (BinaryKD, "alpha temperature from_logits label_loss"),
+        (ValueMatching, "distance alpha label_loss"),
         (DIST, "inter_weight intra_weight label_weight label_loss"),
         (DecoupledKD, "target_weight non_target_weight label_weight"),
     ],

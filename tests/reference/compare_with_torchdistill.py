@@ -64,7 +64,7 @@ def cases(temperature, classes, dkd_loss):
     peer = DISTLoss(*IO, beta=1.5, gamma=2.5, tau=temperature, eps=1e-150)
     yield (
         "DIST",
-        keras_distill.DIST(1.5, 2.5, 0.0, temperature=temperature),
+        keras_distill.DIST(1.5, 2.5, label_weight=0.0, temperature=temperature),
         from_torchdistill(peer),
     )
     # The published code divides by the unbiased standard deviation, and the
@@ -80,7 +80,9 @@ def cases(temperature, classes, dkd_loss):
     if dkd_loss is not None:
         yield (
             "DecoupledKD",
-            keras_distill.DecoupledKD(1.5, 2.5, 0.0, temperature=temperature),
+            keras_distill.DecoupledKD(
+                1.5, 2.5, label_weight=0.0, temperature=temperature
+            ),
             lambda teacher, student, labels: dkd_loss(
                 student, teacher, labels, 1.5, 2.5, temperature
             ),

@@ -34,6 +34,42 @@ def function_matching_gradient(teacher, student, temperature):
     return temperature * (q - p)
 
 
+def generalized_divergence(teacher, student, temperature, kind, beta):
+    """`T^2` times KL(p || q), KL(q || p), or the Jensen-Shannon of the two.
+
+    Returns its value and its gradient for the student.
+    """
+    log_p, log_q = soften(teacher, temperature), soften(student, temperature)
+    p, q = np.exp(log_p), np.exp(log_q)
+    if kind == "forward":
+        return (
+            function_matching(teacher, student, temperature),
+            function_matching_gradient(teacher, student, temperature),
+        )
+    if kind == "reverse":
+        # Shifted by what the gradient does not see, to keep its digits.
+        shifted = [float(t) - float(teacher[np.argmax(q)]) for t in teacher]
+        ratios = log_q - np.array(shifted) / temperature
+        value = math.fsum(a * (b - c) for a, b, c in zip(q, log_q, log_p))
+        gradient = q * (ratios - math.fsum(q * ratios))
+    else:
+        log_m = np.logaddexp(math.log(beta) + log_p, math.log1p(-beta) + log_q)
+        value = math.fsum(
+            beta * a * (b - m) + (1 - beta) * c * (d - m)
+            for a, b, c, d, m in zip(p, log_p, q, log_q, log_m)
+        )
+        ratios = log_q - log_m
+        gradient = (1 - beta) * q * (ratios - math.fsum(q * ratios))
+    return temperature**2 * value, temperature * gradient
+
+
+def weighted_correlation(weights, p, q):
+    """Return Pearson's r of values that count by weight."""
+    weights = np.float64(weights) / np.sum(weights)
+    p, q = p - weights @ p, q - weights @ q
+    return (weights @ (p * q)) / math.sqrt((weights @ p**2) * (weights @ q**2))
+
+
 def classic_kd(labels, teacher, student, alpha, temperature):
     """`alpha * T^2 * CE(p, q) + (1 - alpha) * -log q_label` of one sample."""
     p, log_q = (
@@ -50,6 +86,67 @@ def classic_kd_gradient(labels, teacher, student, alpha, temperature):
     hard = np.exp(log_softmax(student))
     hard[labels] -= 1
     return alpha * soft + (1 - alpha) * hard
+
+
+def log_sigmoid(logit):
+    return -math.log1p(math.exp(-abs(logit))) + min(logit, 0.0)
+
+
+def binary_kd(labels, teacher, student, alpha, temperature):
+    """`alpha * T^2 * BCE(p, q) + (1 - alpha) * BCE(labels, s)`, its mean."""
+    total = []
+    for y, t, s in zip(labels, teacher, student):
+        y, t, s = float(y), float(t), float(s)
+        p, not_p = (math.exp(log_sigmoid(z / temperature)) for z in (t, -t))
+        log_q, log_not_q = (log_sigmoid(z / temperature) for z in (s, -s))
+        soft = -p * log_q - not_p * log_not_q
+        hard = -y * log_sigmoid(s) - (1 - y) * log_sigmoid(-s)
+        total.append(alpha * temperature**2 * soft + (1 - alpha) * hard)
+    return math.fsum(total) / len(total)
+
+
+def binary_kd_gradient(labels, teacher, student, alpha, temperature):
+    """For each label `alpha * T * (q - p) + (1 - alpha) * (sigmoid(s) - y)`."""
+    gradient = []
+    for y, t, s in zip(labels, teacher, student):
+        y, t, s = float(y), float(t), float(s)
+        # The difference of the small ones of q and p, 1 - q and 1 - p.
+        sign = -1.0 if t > 0 else 1.0
+        q, p = (math.exp(log_sigmoid(sign * z / temperature)) for z in (s, t))
+        soft = temperature * sign * (q - p)
+        hard = (1 - y) * math.exp(log_sigmoid(s)) - y * math.exp(
+            log_sigmoid(-s)
+        )
+        gradient.append(alpha * soft + (1 - alpha) * hard)
+    return np.array(gradient) / len(gradient)
+
+
+def distance(name, target, values):
+    """Return a distance of two vectors and its gradient for the second."""
+    target, values = np.float64(target), np.float64(values)
+    error, size = values - target, len(values)
+    if name == "mse":
+        return np.mean(error**2), 2 * error / size
+    if name == "mae":
+        return np.mean(np.abs(error)), np.sign(error) / size
+    if name == "huber":
+        near = np.abs(error) <= 1
+        value = np.where(near, error**2 / 2, np.abs(error) - 0.5)
+        return np.mean(value), np.clip(error, -1, 1) / size
+    length = np.linalg.norm(values)
+    unit, direction = values / length, target / np.linalg.norm(target)
+    cosine = unit @ direction
+    return 1 - cosine, (cosine * unit - direction) / length
+
+
+def value_matching(labels, teacher, student, name, alpha):
+    """`alpha * distance(t, s) + (1 - alpha) * distance(labels, s)`."""
+    soft, soft_gradient = distance(name, teacher, student)
+    hard, hard_gradient = distance(name, labels, student)
+    return (
+        alpha * soft + (1 - alpha) * hard,
+        alpha * soft_gradient + (1 - alpha) * hard_gradient,
+    )
 
 
 def z_scores(values):
@@ -162,3 +259,74 @@ def decoupled_kd_gradient(label, teacher, student, weights, temperature):
     hard = np.exp(log_softmax(student))
     hard[label] -= 1
     return weights[0] * binary + weights[1] * others + weights[2] * hard
+
+
+def unit(vector):
+    """Return a vector at unit length, one of zeros as it is."""
+    length = np.linalg.norm(vector)
+    return vector / length if length else vector
+
+
+def attention_transfer(teacher, student, p):
+    """Of one sample, `(places, channels)`: `(at(t) - at(s))^2`, its mean."""
+    maps = [
+        unit(np.array([np.mean(np.abs(place) ** p) for place in feature]))
+        for feature in (teacher, student)
+    ]
+    return np.mean((maps[0] - maps[1]) ** 2)
+
+
+def similarity_preserving(teacher, student):
+    """Of a batch, `(samples, all)`: `1/n^2 ||G_T - G_S||_F^2`, by sample."""
+    matrices = []
+    for batch in (teacher, student):
+        rows = [unit(np.array([a @ b for b in batch])) for a in batch]
+        matrices.append(np.array(rows))
+    return np.mean((matrices[0] - matrices[1]) ** 2, axis=1)
+
+
+def huber(error):
+    error = abs(error)
+    return 0.5 * error**2 if error < 1 else error - 0.5
+
+
+def relational_distances(batch):
+    distances = np.array(
+        [[np.linalg.norm(b - a) for b in batch] for a in batch]
+    )
+    count = len(batch)
+    mean = distances.sum() / max(count * (count - 1), 1)
+    return distances / (mean or 1.0)
+
+
+def relational_kd(teacher, student, distance_weight, angle_weight):
+    """Of a batch, `(samples, all)`, by sample."""
+    count = len(teacher)
+    t, s = relational_distances(teacher), relational_distances(student)
+    values = np.zeros(count)
+    for i in range(count):
+        values[i] = distance_weight * np.mean(
+            [huber(t[i, j] - s[i, j]) for j in range(count)]
+        )
+        angles = [
+            huber(
+                unit(teacher[j] - teacher[i]) @ unit(teacher[k] - teacher[i])
+                - unit(student[j] - student[i]) @ unit(student[k] - student[i])
+            )
+            for j in range(count)
+            for k in range(count)
+        ]
+        values[i] += angle_weight * np.mean(angles)
+    return values
+
+
+def numerical_gradient(function, x, step=1e-6):
+    """Return the gradient of a scalar function by central differences."""
+    x = np.array(x, "float64")
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            gradient[index] += sign * function(moved) / (2 * step)
+    return gradient
