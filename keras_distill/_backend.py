@@ -16,6 +16,7 @@ backends differ in where state lives while that batch is prepared:
 import contextlib
 
 import keras
+from keras import tree
 
 _BACKEND = keras.backend.backend()
 
@@ -130,6 +131,26 @@ def num_replicas():
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def has_values(tensors):
+    """Tell whether tensors have values, and are no symbols of a compiled step.
+
+    Args:
+        tensors: a structure of tensors.
+    """
+    (first, *_) = tree.flatten(tensors)
+    if isinstance(first, keras.KerasTensor):
+        return False
+    if _BACKEND == "jax":
+        import jax
+
+        return not isinstance(first, jax.core.Tracer)
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.is_symbolic_tensor(first)
+    return True
 
 
 def global_random_state():

@@ -154,7 +154,8 @@ def _shapes(outputs):
 def known_outputs(model):
     """Return the symbolic outputs of a model, or `None` if it has no graph."""
     if isinstance(model, keras.Sequential):
-        return model.outputs[0] if model.built else None
+        # Layers of unknown output shapes leave it without a graph.
+        return model.outputs[0] if hasattr(model, "outputs") else None
     # A subclassed model has an `output` too once another graph uses it; only a
     # functional model has `outputs`.
     return model.output if hasattr(model, "outputs") else None

@@ -8,7 +8,10 @@ no place in a checkpoint.
 
 import keras
 
+from keras_distill import _backend
 from keras_distill import _features
+from keras_distill.teachers import outputs
+from keras_distill.teachers import torch_modules
 from keras_distill.teachers.precision import InPrecision
 
 
@@ -16,18 +19,20 @@ class LiveTeacher:
     """Any teacher, as one function from a view to outputs.
 
     Args:
-        teacher: a built Keras model or layer, any callable
+        teacher: a built Keras model or layer, a torch module, any callable
             `inputs -> outputs`, or a list of them.
         preprocessing: layer or callable applied to the view first, or `None`.
         dtype: precision to run in, or `None` for the teacher's own.
+        in_step: bool. Whether the teacher runs inside a training step, where
+            torch modules can't run on other backends.
 
     Raises:
-        TypeError: if the teacher can't be called.
+        TypeError: if the teacher can't be called, or can't run there.
         ValueError: if the list is empty, a model has no weights yet, or it
             can't run in that precision.
     """
 
-    def __init__(self, teacher, preprocessing=None, dtype=None):
+    def __init__(self, teacher, preprocessing=None, dtype=None, in_step=True):
         self.given = teacher
         self.preprocessing = preprocessing
         self.members = (
@@ -37,9 +42,12 @@ class LiveTeacher:
             raise ValueError("`teacher` is an empty list. Received: teacher=[]")
         for member in self.members:
             _check_member(member)
-        self._runners = self.members
+        if in_step:
+            for part in (*self.members, preprocessing):
+                _check_runs_in_step(part)
+        self.runners = self.members
         if dtype is not None and not isinstance(teacher, AbsentTeacher):
-            self._runners = [InPrecision(m, dtype) for m in self.members]
+            self.runners = [InPrecision(m, dtype) for m in self.members]
 
     @property
     def variables(self):
@@ -48,7 +56,7 @@ class LiveTeacher:
 
     @property
     def weights(self):
-        """Of its variables those that answers depend on: no seeds, metrics."""
+        """Of its variables those that outputs depend on: no seeds, metrics."""
         return self._all("weights")
 
     def _all(self, kind):
@@ -74,18 +82,21 @@ class LiveTeacher:
                 f"Received: teacher={self.given!r}. Give a single keras.Model, "
                 "or leave out `hints`."
             )
-        model = getattr(self._runners[0], "twin", self.members[0])
+        model = getattr(self.runners[0], "twin", self.members[0])
         return _features.find_layer(model, path, "teacher_layer")
 
     def __call__(self, view):
         """Return the list of the teachers' outputs for a view."""
         if self.preprocessing is not None:
-            view = self.preprocessing(view)
+            view = _in_step(self.preprocessing, view)
         return self.outputs(view)
 
     def outputs(self, view):
         """Return the same for a view that has been preprocessed."""
-        return [_infer(runner, view) for runner in self._runners]
+        return [
+            outputs.tensors_of(_in_step(runner, view), view)
+            for runner in self.runners
+        ]
 
 
 class AbsentTeacher:
@@ -98,10 +109,45 @@ class AbsentTeacher:
         raise ValueError(self.reason)
 
 
-def _infer(member, view):
-    if isinstance(member, keras.layers.Layer):
-        return member(view, training=False)
-    return member(view)
+def run(part, inputs):
+    """Run a teacher or its preprocessing in inference mode.
+
+    Args:
+        part: a layer of Keras, a torch module or another callable.
+        inputs: what it takes.
+    """
+    with torch_modules.evaluating(torch_modules.modules_of(part)):
+        if isinstance(part, keras.layers.Layer):
+            return part(inputs, training=False)
+        return part(inputs)
+
+
+def is_compilable(part):
+    """Tell whether a teacher or preprocessing is made of layers of Keras."""
+    return isinstance(part, (keras.layers.Layer, InPrecision))
+
+
+def _in_step(part, view):
+    """Run a part inside a training step, where a view may have no values."""
+    if torch_modules.is_module(part):
+        view = torch_modules.as_tensors(view, part)
+    if is_compilable(part) or isinstance(part, AbsentTeacher):
+        return run(part, view)
+    try:
+        return run(part, view)
+    except Exception as error:
+        if _backend.has_values(view):
+            raise
+        raise TypeError(
+            f"The function {part!r} failed inside the compiled training step, "
+            "where its input is a symbol without values. A function that needs "
+            "values (NumPy, another framework, a file, a server) can't run "
+            "there: record what the teacher returns with `record_teacher` and "
+            "train from the recording, or use "
+            "`compile(..., run_eagerly=True)`. A function of `keras.ops` can; "
+            f"then the error itself says more. Received: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_member(member):
@@ -115,4 +161,22 @@ def _check_member(member):
         raise ValueError(
             f"The teacher {member.name!r} is not built: it has no weights, so "
             "it has learned nothing yet. Train it or load its weights first."
+        )
+    if torch_modules.is_module(member):
+        if torch_modules.is_without_weights(member):
+            raise ValueError(
+                f"The teacher {type(member).__name__} has layers with no "
+                "weights yet, so it has learned nothing. Load its weights "
+                "first."
+            )
+
+
+def _check_runs_in_step(part):
+    if torch_modules.is_module(part) and keras.backend.backend() != "torch":
+        raise TypeError(
+            f"{type(part).__name__} is a torch.nn.Module, and a training step "
+            f"of the {keras.backend.backend()!r} backend can't run it. Record "
+            "it with `record_teacher`, which takes it on any backend, and "
+            "train with `teacher=RecordedTeacher(path)`; or train on the "
+            "torch backend (`KERAS_BACKEND=torch`)."
         )

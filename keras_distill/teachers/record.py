@@ -9,16 +9,14 @@ import numpy as np
 from keras import tree
 
 from keras_distill import _arguments
-from keras_distill import _features
-from keras_distill.losses import averages
 from keras_distill.teachers import sources
 from keras_distill.teachers import storage
+from keras_distill.teachers import torch_modules
+from keras_distill.teachers.labeller import Labeller
 from keras_distill.teachers.live import LiveTeacher
 from keras_distill.teachers.recording import augment_fingerprint
 from keras_distill.teachers.recording import outputs_of
 from keras_distill.views import ConsistentAugment
-from keras_distill.views.consistent_augment import tensors_of
-from keras_distill.views.consistent_augment import view_of_each
 
 # A shard is finished when it has so many bytes, or has taken so long: what is
 # lost by a kill is one shard.
@@ -114,9 +112,11 @@ def record_teacher(
         )
     if augment is not None and not isinstance(augment, ConsistentAugment):
         augment = ConsistentAugment(augment)
-    live = LiveTeacher(teacher, teacher_preprocessing, teacher_dtype)
+    live = LiveTeacher(
+        teacher, teacher_preprocessing, teacher_dtype, in_step=False
+    )
     source = sources.source_of(dataset, batch_size, seed)
-    labeller = _Labeller(live, augment, predicts, from_logits)
+    labeller = Labeller(live, augment, predicts, from_logits)
     header = {
         "format": storage.FORMAT,
         "predicts": predicts,
@@ -144,53 +144,6 @@ def record_teacher(
         _check_same(path, manifest, header)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     _Recorder(path, manifest, source, labeller).record(verbose)
-
-
-class _Labeller(keras.Model):
-    """Draws a view and lets the teacher answer, compiled by `predict`."""
-
-    def __init__(self, live, augment, predicts, from_logits):
-        super().__init__(name="labeller", autocast=False)
-        self.augment = augment
-        # Tracked by Keras, so that their weights are inputs and no constants.
-        self.members = [
-            member
-            for member in live.members
-            if isinstance(member, keras.layers.Layer)
-        ]
-        self._run = live.__call__
-        self.predicts, self.from_logits = predicts, from_logits
-        self.built = True
-
-    def call(self, inputs):
-        view, drawn = inputs, []
-        if self.augment is not None:
-            view, drawn = self.augment.draw(inputs)
-        members = self._run(view_of_each(view)[1])
-        outputs = members[0]
-        if len(members) > 1:
-            for other in members[1:]:
-                tree.assert_same_structure(outputs, other)
-            outputs = tree.map_structure(self._average, *members)
-        outputs = tree.map_structure(
-            lambda output: keras.ops.cast(output, "float32"), outputs
-        )
-        return {"outputs": outputs, "drawn": tensors_of(drawn)}
-
-    def _average(self, *outputs):
-        return averages.average(outputs, self.predicts, self.from_logits)
-
-    @property
-    def seed_states(self):
-        """The states of the generators that draw the views."""
-        states = [] if self.augment is None else self.augment.variables
-        return [np.asarray(keras.ops.convert_to_numpy(s)) for s in states]
-
-    @seed_states.setter
-    def seed_states(self, values):
-        states = [] if self.augment is None else self.augment.variables
-        for state, value in zip(states, values, strict=True):
-            state.assign(np.asarray(value).astype(state.dtype))
 
 
 class _Recorder:
@@ -230,15 +183,13 @@ class _Recorder:
         bar.update(row, finalize=True)
 
     def _label(self, x, samples):
-        answer = self.labeller.predict_on_batch(x)
+        answers, drawn = self.labeller.label(x)
         rows = np.zeros(len(samples), self.shards.dtype)
         rows["sample"] = samples
         for name, per_row in self.manifest["drawn_per_row"].items():
-            values = answer["drawn"][name]
+            values = drawn[name]
             rows[f"drawn_{name}"] = values if per_row else values[np.newaxis]
-        for output, values in zip(
-            self.outputs, tree.flatten(answer["outputs"])
-        ):
+        for output, values in zip(self.outputs, tree.flatten(answers)):
             _check_finite(values, samples)
             output.write(rows, values)
         self.unsaved.append(rows)
@@ -282,23 +233,23 @@ class _Recorder:
 def _description(labeller, x, header):
     """Return what the manifest says of the rows, from a first batch."""
     states = labeller.seed_states
-    answer = labeller.predict_on_batch(x)
+    answers, drawn = labeller.label(x)
     labeller.seed_states = states
-    flat = tree.flatten(answer["outputs"])
+    flat = tree.flatten(answers)
     manifest = {
         "batch_size": len(tree.flatten(x)[0]),
         "output_shapes": [list(output.shape[1:]) for output in flat],
         "structure": tree.pack_sequence_as(
-            answer["outputs"], [f"output_{i}" for i in range(len(flat))]
+            answers, [f"output_{i}" for i in range(len(flat))]
         ),
-        "drawn_per_row": _per_row(labeller.augment, x),
+        "drawn_per_row": labeller.per_row(x),
         "rows_per_epoch": None,
         "seed_states": [state.tolist() for state in states],
         "shards": [],
     }
     fields = [("sample", "<u4", ())]
     for name, per_row in manifest["drawn_per_row"].items():
-        values = answer["drawn"][name]
+        values = drawn[name]
         shape = values.shape[1:] if per_row else values.shape
         fields.append((f"drawn_{name}", _small(values.dtype), shape))
     for output in outputs_of({**header, **manifest}):
@@ -309,27 +260,6 @@ def _description(labeller, x, header):
             )
         fields += output.fields
     return {**manifest, "fields": storage.fields_of(fields)}
-
-
-def _per_row(augment, x):
-    """Tell of each drawn tensor, by name, whether it has a value per image."""
-    if augment is None:
-        return {}
-
-    def shapes(batch):
-        spec = tree.map_structure(
-            lambda leaf: keras.KerasTensor(
-                (batch, *leaf.shape[1:]), str(leaf.dtype)
-            ),
-            x,
-        )
-        drawn = _features.output_spec(
-            lambda images: tensors_of(augment.draw(images)[1]), spec
-        )
-        return {name: tuple(tensor.shape) for name, tensor in drawn.items()}
-
-    few, many = shapes(5), shapes(7)
-    return {name: few[name] != many[name] for name in few}
 
 
 def _small(dtype):
@@ -349,10 +279,17 @@ def _check_finite(values, samples):
 
 
 def _fingerprint(live, dtype):
+    values = [
+        np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).view("uint8")
+        for variable in live.weights
+    ]
+    for part in (*live.members, live.preprocessing):
+        if not isinstance(part, keras.layers.Layer):
+            for module in torch_modules.modules_of(part):
+                values += torch_modules.values_of(module)
     checksum = 0
-    for variable in live.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
-        checksum = zlib.crc32(value.view("uint8"), checksum)
+    for value in values:
+        checksum = zlib.crc32(value, checksum)
     return {
         "members": [type(member).__name__ for member in live.members],
         "checksum": checksum,
