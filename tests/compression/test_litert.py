@@ -302,7 +302,7 @@ def stateful():
         ),
         (mlp, {"path": "no/such/folder.tflite"}, "`path` must be"),
         (looks_up, {}, "no place for the table of a lookup.*'words', <StringL"),
-        (stateful, {}, "keeps no state.*'memory' with `stateful=True`"),
+        (stateful, {}, "keeps no state.*'bidirectional' with `stateful=True`"),
     ],
 )
 def test_refused(make, arguments, message, tmp_path):
