@@ -69,7 +69,7 @@ def peak(side, name, smoke):
     """Return the mebibytes that training adds in this process."""
     pair = models.pairs(smoke)[name]
     teacher, student = pair.teacher(), pair.student()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run = SIDES[side](
         pair._replace(teacher=lambda: teacher, student=lambda: student)
     )
@@ -79,10 +79,10 @@ def peak(side, name, smoke):
     ctypes.CDLL(None).malloc_trim(0)
     (PROCESS / "clear_refs").write_text("5")
     run(STEPS)
-    return (_resident("VmHWM") - before) / 2**20
+    return (resident("VmHWM") - before) / 2**20
 
 
-def _resident(field):
+def resident(field):
     """Return the resident size now (`VmRSS`) or at its peak, in bytes."""
     status = (PROCESS / "status").read_text()
     (line,) = re.findall(rf"^{field}:\s+(\d+) kB", status, re.M)

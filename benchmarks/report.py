@@ -24,7 +24,7 @@ TABLES = {
     ),
     "Views": ("views",),
     "Cheaper teachers": ("cheaper_teachers",),
-    "Pruning and weight sharing": ("compression",),
+    "Pruning, weight sharing and packing": ("compression", "packing"),
     "How the cost grows": ("batch_size", "teachers", "hints", "classes"),
 }
 

@@ -21,6 +21,7 @@ import keras
 
 from benchmarks import measure_compression
 from benchmarks import measure_memory
+from benchmarks import measure_packing
 from benchmarks import measure_replay
 from benchmarks import measure_steps
 from benchmarks import measure_teachers
@@ -36,6 +37,7 @@ MEASUREMENTS = {
     "views": measure_views.views,
     "cheaper_teachers": measure_teachers.cheaper_teachers,
     "compression": measure_compression.compression,
+    "packing": measure_packing.packing,
     "batch_size": measure_steps.batch_size,
     "teachers": measure_steps.teachers,
     "hints": measure_steps.hints,

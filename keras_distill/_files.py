@@ -27,8 +27,12 @@ def write(path, fill):
         fill: a function that writes to the open file it is given.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "wb") as out:
-        fill(out)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with open(unfinished, "wb") as out:
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     os.replace(unfinished, path)

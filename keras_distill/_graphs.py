@@ -91,7 +91,8 @@ class Copier:
             what it put in place; `replaced` has it as `{layer: [new layers]}`.
         shape_of: a function that returns the shape that a graph's input tensor
             has in the copy. Default: as it is.
-        dtype: the dtype policy of all layers copied. Default: as it is.
+        dtype: the dtype policy of all layers copied that compute in floats.
+            Default: as it is.
     """
 
     def __init__(
@@ -158,9 +159,9 @@ class Copier:
     def _plain_copy(self, original):
         if has_graph(original):
             return self._graph(original)
-        if self.dtype is None or not isinstance(original, layers.Layer):
-            return new_layer(original)
-        return new_layer(original, dtype=self.dtype)
+        if self.dtype and "float" in getattr(original, "compute_dtype", ""):
+            return new_layer(original, dtype=self.dtype)
+        return new_layer(original)
 
 
 def new_layer(original, **changes):

@@ -1,12 +1,11 @@
 """Every block of code in the docs runs."""
 
 import pathlib
-import re
+import sys
 
-import keras
-import numpy as np
 import pytest
-from common import cnn
+import readme
+from readme import blocks_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
@@ -14,10 +13,6 @@ PAGES = sorted(
     for page in (ROOT / "docs").rglob("*.md")
     if "```python" in page.read_text()
 )
-
-
-def blocks_of(page):
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -32,28 +27,10 @@ def test_pages_run_from_top_to_bottom(page, tmp_path, monkeypatch):
         assert "accuracy" not in history
 
 
-class Batches(keras.utils.PyDataset):
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        images = np.random.default_rng(index).uniform(size=(8, 128, 128, 3))
-        return images.astype("float32"), np.zeros(8, "int32")
-
-
-def test_the_readme_runs(tmp_path, monkeypatch):
+def test_the_readme_runs_without_the_extras(tmp_path, monkeypatch):
+    """As `make wheel` does, where nothing else is installed."""
     monkeypatch.chdir(tmp_path)
-    distil, compress = blocks_of(ROOT / "README.md")
-    names = {
-        "student": cnn(2, 128, 3),
-        "teacher": cnn(4, 128, 3),
-        "dataset": Batches(),
-        "validation": Batches(),
-        "x_test": np.zeros((4, 128, 128, 3), "float32"),
-        "y_test": np.zeros(4, "int32"),
-    }
-    exec(distil.replace("epochs=1000", "epochs=1"), names)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    readme.run(ROOT / "README.md")
     assert (tmp_path / "student.keras").exists()
-    # The test of `compare` writes all files.
-    exec(compress.replace("y_test))", "y_test), litert=())"), names)
-    assert (tmp_path / "student.tflite").exists()
+    assert (tmp_path / "student.packed").exists()

@@ -1,9 +1,13 @@
 """Runs where only the wheel is installed: `make wheel`."""
 
+import contextlib
+import importlib.util
 import pathlib
+import tempfile
 
 import keras
 import numpy as np
+import readme
 
 import keras_distill
 
@@ -28,4 +32,7 @@ distiller.fit(x, verbose=0)
 keras_distill.compression.pack(distiller.student, "student.packed")
 keras_distill.compression.unpack("student.packed").predict(x, verbose=0)
 pathlib.Path("student.packed").unlink()
+assert importlib.util.find_spec("ai_edge_litert") is None
+with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    readme.run(ROOT / "README.md")
 print(f"keras_distill {keras_distill.__version__} works from its wheel alone.")

@@ -1,77 +1,126 @@
-"""From Keras to LiteRT: TensorFlow's converter, in a process of its own.
+"""From Keras to LiteRT: where TensorFlow's converter runs.
 
-    python -m keras_distill.compression._converter FOLDER
+It is native code that can take its process along. In that of the caller it runs
+for graphs of ordinary operations only, on TensorFlow. All else gets a process
+of its own (`_converter_process.py`): from TensorFlow it takes a SavedModel, and
+from other backends the model, which it builds again, since only TensorFlow can
+trace a model for its converter. The file is run in the same place, because the
+interpreter is native code too.
 
-Only TensorFlow can trace a model for its converter. On other backends the model
-goes into a file, and that command builds it anew under TensorFlow.
-
-Left out: the conversion of a JAX model as it is, which gives a graph that is
-many times slower; and ai-edge-quantizer, which quantizes float32 files. Version
-0.10.0 returns int8 from an output that something else in the network reads too;
-on a ResNet-20 its files had the size, speed and accuracy of these.
+Left out: a process for every model, which would take five seconds instead of
+one for an ordinary network; the conversion of a JAX model as it is, which gives
+a graph that is many times slower; and ai-edge-quantizer, which quantizes
+float32 files. Version 0.10.0 returns int8 from an output that something else in
+the network reads too; on a ResNet-20 its files had the size, speed and accuracy
+of these.
 """
 
-import importlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
-import warnings
 
 import keras
 import numpy as np
-from keras import tree
 
-SIGNATURE = "serving_default"
-_ANEW = (
-    "Another Python process builds the model anew under TensorFlow. Put layers "
-    "and functions of your own into a module that can be imported there, and "
-    "register them with `keras.saving.register_keras_serializable`."
+from keras_distill.compression import _converter_steps as steps
+from keras_distill.compression._converter_errors import explain
+from keras_distill.compression._models import layers_of
+
+_PROCESS = "keras_distill.compression._converter_process"
+_AGAIN = (
+    "Another Python process builds the model again under TensorFlow. Put "
+    "layers and functions of your own into a module that can be imported "
+    "there, and register them with `keras.saving.register_keras_serializable`."
+)
+# TensorFlow's operations in convolutional networks and transformers, which
+# become a few operations of LiteRT each.
+_ORDINARY = frozenset(
+    """
+    AddV2 AvgPool BatchMatMulV2 BiasAdd Cast ConcatV2 Const Conv2D
+    Conv2DBackpropInput DepthwiseConv2dNative Einsum Elu Erfc ExpandDims
+    FakeQuantWithMinMaxVars Identity IdentityN LeakyRelu MatMul Max MaxPool
+    Maximum Mean Minimum Mul Neg NoOp Pack Pad PartitionedCall Placeholder
+    ReadVariableOp RealDiv Relu Relu6 Reshape Rsqrt Selu Shape Sigmoid Softmax
+    Softplus Split Sqrt Square SquaredDifference Squeeze StatefulPartitionedCall
+    StopGradient StridedSlice Sub Sum Tanh Tile Transpose Unpack
+    """.split()
 )
 
 
-def convert(model, precision, examples=None):
-    """Return the bytes of a LiteRT file, on whatever backend.
+def convert(model, precision, examples, tried):
+    """Return the bytes of a LiteRT file and what it returns.
 
     Args:
         model: a functional or Sequential model that computes in float32.
         precision: as in `export_litert`.
-        examples: None, or an array for each input, from which an int8 file gets
-            its ranges. Without, it has those of the FakeQuantization layers.
+        examples: as in `_converter_steps.convert`.
+        tried: an array of examples for each input, to run the file on.
+
+    Returns:
+        `(content, outputs)`: bytes, and an array for each output.
+
+    Raises:
+        LoopError: as `_converter_steps.convert` does.
+        RuntimeError: if the converter does not take the model.
     """
     # Of tensors; a model that was loaded has others.
     names = [tensor.name for tensor in model.inputs]
-    if keras.backend.backend() == "tensorflow":
-        return _convert(model, names, precision, examples)
-    objects = [[o.__module__, o.__qualname__] for o in _own_objects(model)]
-    for module, name in objects:
-        if module == "__main__":
-            raise ValueError(
-                f"{name!r} is defined in the script that is run, or in a "
-                f"notebook. {_ANEW}"
-            )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        task = {"names": names, "precision": precision, "objects": objects}
+        task = {"names": names, "precision": precision, "objects": []}
+        if keras.backend.backend() == "tensorflow":
+            saved = folder / "saved_model"
+            operations = _explained(model, steps.trace, model, names, saved)
+            steps.check_loops(operations, examples)
+            if operations <= _ORDINARY:
+                content = _explained(
+                    model, steps.convert, saved, names, precision, examples
+                )
+                return content, steps.run(content, names, tried)
+        else:
+            task["objects"] = _own_objects(model)
+            model.save(folder / "model.keras")
         (folder / "task.json").write_text(json.dumps(task))
         np.savez(folder / "examples.npz", *examples or ())
-        model.save(folder / "model.keras")
-        _run(folder)
-        return (folder / "model.tflite").read_bytes()
+        np.savez(folder / "tried.npz", *tried)
+        _run(folder, model)
+        with np.load(folder / "outputs.npz") as outputs:
+            outputs = [outputs[name] for name in outputs]
+        return (folder / "model.tflite").read_bytes(), outputs
+
+
+def _explained(model, step, *arguments):
+    try:
+        return step(*arguments)
+    except Exception as error:
+        raise RuntimeError(explain(str(error), model)) from error
 
 
 def _own_objects(model):
-    """Return the classes and functions in a model that are not Keras's."""
+    """Return `[[module, name]]` of what is in a model and not of Keras."""
     config = model.to_json()
     registered = keras.saving.get_custom_objects().items()
     found = {type(layer) for layer in model._flatten_layers()}
     found |= {value for name, value in registered if f'"{name}"' in config}
-    return [o for o in found if o.__module__.split(".")[0] != "keras"]
+    objects = [
+        [found.__module__, found.__qualname__]
+        for found in found
+        if found.__module__.split(".")[0] != "keras"
+    ]
+    for module, name in objects:
+        if module == "__main__":
+            raise RuntimeError(
+                f"{name!r} is defined in the script that is run, or in a "
+                f"notebook. {_AGAIN}"
+            )
+    return objects
 
 
-def _run(folder):
+def _run(folder, model):
     environment = os.environ | {
         "KERAS_BACKEND": "tensorflow",
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -80,80 +129,34 @@ def _run(folder):
         "CUDA_VISIBLE_DEVICES": "-1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder)],
+        [sys.executable, "-m", _PROCESS, str(folder)],
         env=environment,
         capture_output=True,
         text=True,
         errors="replace",
     )
-    if done.returncode != 0:
+    if done.returncode == 0:
+        return
+    if not (folder / "error.json").exists():
+        raise RuntimeError(_end_of(done, model))
+    error = json.loads((folder / "error.json").read_text())
+    if error["kind"] == "LoopError":
+        raise steps.LoopError
+    if error["kind"] == "NotFoundError":
+        raise RuntimeError(f"{error['message']} {_AGAIN}")
+    raise RuntimeError(explain(error["message"], model))
+
+
+def _end_of(done, model):
+    """Say how a process ended that left no message."""
+    if done.returncode == 1:  # by an exception, before it came to the model
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise RuntimeError(f"{lines[-1]} {_ANEW}")
-
-
-def _main(folder):
-    task = json.loads((folder / "task.json").read_text())
-    custom_objects = {
-        name: _imported(module, name) for module, name in task["objects"]
-    }
-    model = keras.models.load_model(
-        folder / "model.keras",
-        {name: value for name, value in custom_objects.items() if value},
-        compile=False,
-        safe_mode=False,  # written by the caller a moment ago
+        return f"The process of LiteRT's converter ended with: {lines[-1]}"
+    code = done.returncode
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    kinds = sorted({type(layer).__name__ for layer in layers_of(model)})
+    return (
+        f"The process of LiteRT's converter died ({how}). Try another "
+        "precision, or export parts of the model to find the layer that it "
+        f"dies of. Received: a model with {kinds}"
     )
-    with np.load(folder / "examples.npz") as arrays:
-        examples = [arrays[name] for name in arrays] or None
-    content = _convert(model, task["names"], task["precision"], examples)
-    (folder / "model.tflite").write_bytes(content)
-
-
-def _imported(module, name):
-    """Return an object, or None where it can't be found in this process."""
-    try:
-        return getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return None
-
-
-def _convert(model, names, precision, examples):
-    import tensorflow as tf
-
-    @tf.function(
-        autograph=False,
-        input_signature=[
-            tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name)
-            for tensor, name in zip(model.inputs, names)
-        ],
-    )
-    def serve(*tensors):
-        inputs = tree.pack_sequence_as(model.input, tensors)
-        outputs = tree.flatten(model(inputs, training=False))
-        return {f"output_{i}": output for i, output in enumerate(outputs)}
-
-    module = tf.Module()
-    module.serve = serve
-    module.weights = [variable.value for variable in model.variables]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        tf.saved_model.save(module, folder, signatures={SIGNATURE: serve})
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        # It calibrates with an interpreter that warns of its age.
-        warnings.simplefilter("ignore")
-        if precision != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if precision == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if precision == "int8" and examples is not None:
-            converter.representative_dataset = lambda: _one_by_one(
-                names, examples
-            )
-        return converter.convert()
-
-
-def _one_by_one(names, examples):
-    for arrays in zip(*examples):
-        yield {name: array[None] for name, array in zip(names, arrays)}
-
-
-if __name__ == "__main__":
-    _main(pathlib.Path(sys.argv[1]))

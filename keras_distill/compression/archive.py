@@ -1,10 +1,11 @@
 """`pack` and `unpack`: a model as one small file.
 
-    4 bytes   b"KDP" and the version of the format
+    4 bytes   b"KDP" and the version of the format: 2 with, 1 without assets
     4 bytes   checksum of all that follows
     4 bytes   checksum of the weights, their names, shapes and dtypes
     4 bytes   length of the next part
-    ...       the model's config, JSON, deflated
+    ...       the model's config, JSON, deflated; in version 2, an object of it
+              and of the assets (`archive_assets.py`)
     ...       the weights, in the order of the model's variables (`codec.py`)
 
 The first checksum finds a file that was cut or altered, before anything of it
@@ -15,23 +16,31 @@ Left out: names, shapes and dtypes of the weights, which the config gives; and
 how the model was compiled. No code is stored and none is run.
 """
 
+import gc
 import json
 import pathlib
-import re
 import struct
 import zlib
 
 import keras
-import numpy as np
 
 from keras_distill import _files
-from keras_distill.compression.codec import Decoder
-from keras_distill.compression.codec import Encoder
+from keras_distill.compression.archive_assets import assets_of
+from keras_distill.compression.archive_assets import check_assets
+from keras_distill.compression.archive_assets import restore
+from keras_distill.compression.archive_words import checksum_of
+from keras_distill.compression.archive_words import from_words
+from keras_distill.compression.archive_words import label
+from keras_distill.compression.archive_words import to_words
+from keras_distill.compression.archive_words import variables_of
+from keras_distill.compression.archive_words import words_dtype
 from keras_distill.compression.codec import code_tensor
+from keras_distill.compression.codec_symbols import Decoder
+from keras_distill.compression.codec_symbols import Encoder
 from keras_distill.compression.kernels import student_of
 
 _MAGIC = b"KDP"
-_VERSION = 1
+_PLAIN, _WITH_ASSETS = _VERSIONS = (1, 2)
 _HEADER = struct.Struct("<3sBI")
 _BODY = struct.Struct("<II")
 # Deflate finds in here, ready-made, what configs are full of; so the three
@@ -75,8 +84,7 @@ def pack(model, path):
 
     ```python
     import keras
-    import numpy as np
-    from keras_distill.compression import pack, unpack
+        from keras_distill.compression import pack, unpack
 
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -97,25 +105,38 @@ def pack(model, path):
             f"The model {model.name!r} is not built, so it has no weights to "
             "pack. Call it on a batch, or give it a `keras.Input`."
         )
-    config = _deflate(_config_of(model))
-    variables = _variables(model)
-    tensors = [_to_words(variable) for variable in variables]
-    # Made again here, a model that can't be unpacked is found in time.
-    _check_same(model, _variables(_model_of(config, "packed")))
-    encoder = Encoder()
-    for words in tensors:
-        code_tensor(encoder, words, words.shape, words.dtype)
-    stream = encoder.to_bytes()
-    checksum = _checksum(variables, tensors)
-    # Who packs a model may keep nothing else of it.
-    if _checksum(variables, _decoded(stream, variables)) != checksum:
+    config, version = _config_of(model), _PLAIN
+    assets = assets_of(model)
+    if assets:
+        config, version = {"model": config, "assets": assets}, _WITH_ASSETS
+    text = _deflate(json.dumps(config, separators=(",", ":")).encode())
+    _files.write(path, lambda out: _fill(out, model, text, version))
+
+
+def _fill(out, model, text, version):
+    """Write the file, and look whether it can be unpacked."""
+    variables = variables_of(model)
+    stream, checksum = _encoded(variables)
+    parts = (_BODY.pack(checksum, len(text)), text, stream)
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    out.writelines((_HEADER.pack(_MAGIC, version, crc), *parts))
+    out.flush()
+    # One after the other: each takes as much memory as the model.
+    del stream, parts, part
+    # The file may be the only copy of the model.
+    *_, stream, expected = _parts(pathlib.Path(out.name))
+    decoder = Decoder(stream)
+    del stream, _
+    found = checksum_of(variables, _decoded(decoder, variables))
+    if not found == expected == checksum:
         raise RuntimeError(
             f"The weights of {model.name!r} don't come back as they went in, "
             "so nothing was written. Please report it, with the model."
         )
-    body = _BODY.pack(checksum, len(config)) + config + stream
-    header = _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(body))
-    _files.write(path, lambda out: out.write(header + body))
+    del decoder
+    _check_same(model, text, version)
 
 
 def unpack(path):
@@ -145,17 +166,16 @@ def unpack(path):
     ```
     """
     path = pathlib.Path(path)
-    config, stream, expected = _parts(path.read_bytes(), path)
-    model = _model_of(config, "unpacked")
-    variables = _variables(model)
+    version, text, stream, expected = _parts(path)
+    model, assets = _model_of(text, version, "unpacked")
+    variables = variables_of(model)
     try:
-        tensors = _decoded(stream, variables)
+        found = checksum_of(variables, _assigned(Decoder(stream), variables))
     except Exception as error:
         raise ValueError(_OTHER.format(path=path)) from error
-    if _checksum(variables, tensors) != expected:
+    if found != expected:
         raise ValueError(_OTHER.format(path=path))
-    for variable, words in zip(variables, tensors):
-        variable.assign(_from_words(variable, words))
+    restore(model, assets)
     return model
 
 
@@ -167,19 +187,20 @@ _OTHER = (
 )
 
 
-def _parts(data, path):
-    """Return the config, the coded weights and their checksum."""
+def _parts(path):
+    """Return the version, config, coded weights and their checksum."""
+    data = path.read_bytes()
     if len(data) < _HEADER.size or data[:3] != _MAGIC:
         raise ValueError(
             f"{path} is not a packed model: it does not begin with {_MAGIC!r}. "
             "Expected: a file that `pack` wrote."
         )
     _, version, checksum = _HEADER.unpack_from(data)
-    body = data[_HEADER.size :]
-    if version != _VERSION:
+    body = memoryview(data)[_HEADER.size :]
+    if version not in _VERSIONS:
         raise ValueError(
             f"{path} has format {version}, and this version of keras-distill "
-            f"reads format {_VERSION}. Expected: a file that it wrote."
+            f"reads formats {_VERSIONS}. Expected: a file that it wrote."
         )
     if zlib.crc32(body) != checksum or len(body) < _BODY.size:
         raise ValueError(
@@ -189,14 +210,15 @@ def _parts(data, path):
         )
     expected, length = _BODY.unpack_from(body)
     end = _BODY.size + length
-    return body[_BODY.size : end], body[end:], expected
+    return version, body[_BODY.size : end], body[end:], expected
 
 
 def _config_of(model):
     try:
         config = keras.saving.serialize_keras_object(model)
         config.pop("compile_config", None)
-        return json.dumps(config, separators=(",", ":")).encode()
+        json.dumps(config)
+        return config
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"The model {model.name!r} can't be packed, because it has no "
@@ -204,12 +226,32 @@ def _config_of(model):
         ) from error
 
 
-def _decoded(stream, variables):
-    decoder = Decoder(stream)
-    return [
-        code_tensor(decoder, None, tuple(v.shape), _words_dtype(v))
-        for v in variables
-    ]
+def _encoded(variables):
+    """Return the coded weights and their checksum."""
+    encoder = Encoder()
+
+    def tensors():
+        for variable in variables:
+            words = to_words(variable)
+            code_tensor(encoder, words, words.shape, words.dtype)
+            yield words
+
+    checksum = checksum_of(variables, tensors())
+    return encoder.words(), checksum
+
+
+def _decoded(decoder, variables):
+    """Yield the weights in a file, one by one: each takes memory."""
+    for variable in variables:
+        shape, dtype = tuple(variable.shape), words_dtype(variable)
+        yield code_tensor(decoder, None, shape, dtype)
+
+
+def _assigned(decoder, variables):
+    """Do as `_decoded`, and give the weights to the variables."""
+    for variable, words in zip(variables, _decoded(decoder, variables)):
+        variable.assign(from_words(variable, words))
+        yield words
 
 
 def _deflate(text):
@@ -222,11 +264,30 @@ def _inflate(data):
     return inflate.decompress(data, _MOST_CONFIG)
 
 
-def _model_of(config, done):
+def _with_zeros(config):
+    """Return a config with an initializer that takes no time or memory."""
+    if isinstance(config, list):
+        return [_with_zeros(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: keras.initializers.serialize(keras.initializers.Zeros())
+        if key.endswith("_initializer") and isinstance(part, dict)
+        else _with_zeros(part)
+        for key, part in config.items()
+    }
+
+
+def _model_of(text, version, done, changed=lambda config: config):
+    """Return the model of a config, and its assets."""
     try:
-        return keras.saving.deserialize_keras_object(
-            json.loads(_inflate(config)), safe_mode=True
+        config, assets = json.loads(_inflate(text)), {}
+        if version == _WITH_ASSETS:
+            config, assets = config["model"], config["assets"]
+        model = keras.saving.deserialize_keras_object(
+            changed(config), safe_mode=True
         )
+        return model, assets
     except Exception as error:
         raise ValueError(
             f"The model can't be {done}: Keras does not make a model of its "
@@ -236,15 +297,14 @@ def _model_of(config, done):
         ) from error
 
 
-def _variables(model):
-    """Return all state of a model: weights and random generators."""
-    metrics = {id(variable) for variable in model.metrics_variables}
-    return [v for v in model.variables if id(v) not in metrics]
-
-
-def _check_same(model, made):
-    own = [_label(variable) for variable in _variables(model)]
-    new = [_label(variable) for variable in made]
+def _check_same(model, text, version):
+    # Whatever the values, so those that take least to make.
+    made, assets = _model_of(text, version, "packed", _with_zeros)
+    own = [label(variable) for variable in variables_of(model)]
+    new = [label(variable) for variable in variables_of(made)]
+    check_assets(model, made, assets)
+    del made
+    gc.collect()  # A model is held by itself, and this one takes memory.
     if own != new:
         raise ValueError(
             f"The model {model.name!r} can't be packed: made again from its "
@@ -252,46 +312,3 @@ def _check_same(model, made):
             f"{own[:4]}... Received: {len(new)} weights {new[:4]}... Give a "
             "model of your own class `get_config` and `build_from_config`."
         )
-
-
-def _is_seed(variable):
-    # Each backend keeps this one in another dtype, and reads 32 bits of it.
-    return variable.name == "seed_generator_state"
-
-
-def _label(variable):
-    """Say what should be the same wherever and however often it is made."""
-    name = re.sub(r"_\d+$", "", variable.name)
-    dtype = "seed" if _is_seed(variable) else variable.dtype
-    return f"{name} {tuple(variable.shape)} {dtype}"
-
-
-def _words_dtype(variable):
-    if _is_seed(variable):
-        return np.dtype("uint32")
-    size = np.asarray(keras.ops.convert_to_numpy(variable)).dtype.itemsize
-    return np.dtype(f"uint{8 * size}")
-
-
-def _to_words(variable):
-    values = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
-    values = values.reshape(tuple(variable.shape))
-    if _is_seed(variable):
-        return values.astype("int64").astype("uint32")
-    return values.view(_words_dtype(variable))
-
-
-def _from_words(variable, words):
-    dtype = np.asarray(keras.ops.convert_to_numpy(variable)).dtype
-    if _is_seed(variable) and dtype.itemsize > 4:
-        return words.astype(dtype)
-    return np.ascontiguousarray(words).view(dtype).reshape(words.shape)
-
-
-def _checksum(variables, tensors):
-    checksum = 0
-    for variable, words in zip(variables, tensors):
-        checksum = zlib.crc32(_label(variable).encode(), checksum)
-        little = words.astype(words.dtype.newbyteorder("<"))
-        checksum = zlib.crc32(little.tobytes(), checksum)
-    return checksum

@@ -4,6 +4,8 @@ LiteRT was called TensorFlow Lite. What its converter can't do is no part of
 this: training on the device, inputs of unknown shape, batches.
 """
 
+import warnings
+
 import keras
 import numpy as np
 from keras import tree
@@ -11,13 +13,20 @@ from keras import tree
 from keras_distill import _files
 from keras_distill._graphs import Copier
 from keras_distill._graphs import check_graph
-from keras_distill.compression._converter import SIGNATURE
+from keras_distill.compression._calibration import calibrated
 from keras_distill.compression._converter import convert
+from keras_distill.compression._converter_steps import LoopError
+from keras_distill.compression._litert_file import notes_on
 from keras_distill.compression._models import layers_of
 from keras_distill.compression.kernels import student_of
 from keras_distill.compression.quantization_aware import is_quantization_aware
 from keras_distill.compression.quantization_aware import with_constants
 
+_LOOKUPS = (
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
+)
 PRECISIONS = ("float32", "float16", "dynamic_int8", "int8")
 _NUM_EXAMPLES = 512
 _NUM_RANDOM = 8
@@ -89,7 +98,14 @@ def export_litert(model, path, precision="float32", representative_data=None):
     export_litert(student, "student.tflite", precision="dynamic_int8")
     ```
     """
-    _interpreter_class()
+    notes = write_litert(model, path, precision, representative_data)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+
+
+def write_litert(model, path, precision, representative_data):
+    """Do what `export_litert` does, and return what it warns of."""
+    _check_installed()
     path = _files.writable(path)
     model = student_of(model)
     _check_model(model)
@@ -99,26 +115,31 @@ def export_litert(model, path, precision="float32", representative_data=None):
     _check_precision(precision, aware, representative_data)
     examples = examples_of(model, representative_data)
     plain = _in_float32(with_constants(model) if aware else model)
+    # From all over the data, which may be sorted by class.
+    step = -(-len(examples[0]) // _NUM_COMPARED)
+    tried = [array[::step] for array in examples]
     ranges = precision == "int8" and not aware
     try:
-        content = convert(plain, precision, examples if ranges else None)
-    except Exception as error:
-        raise RuntimeError(
-            f"LiteRT's converter did not take the model. It says: {error}"
-        ) from error
-    _check_file(content, plain, precision, examples)
+        content, outputs = convert(
+            plain, precision, examples if ranges else None, tried
+        )
+    except LoopError:
+        calibrated = _calibrated(plain, examples)
+        aware = True
+        content, outputs = convert(calibrated, precision, None, tried)
+    _check_outputs(outputs, plain, precision, tried)
     _files.write(path, lambda out: out.write(content))
+    return notes_on(content, plain, aware) if precision == "int8" else []
 
 
-def _interpreter_class():
+def _check_installed():
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        import ai_edge_litert.interpreter  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "`export_litert` runs the file before you do, and needs LiteRT for "
             "it: pip install 'keras-distill[litert]'"
         ) from error
-    return Interpreter
 
 
 def _check_model(model):
@@ -130,6 +151,19 @@ def _check_model(model):
                 "number of examples. Build the model with a `keras.Input` of "
                 "the size that it will see on the device. "
                 f"Received: the input {tensor.name!r} of shape {tensor.shape}"
+            )
+    for layer in model._flatten_layers():
+        if isinstance(layer, _LOOKUPS):
+            raise ValueError(
+                "A LiteRT file has no place for the table of a lookup layer. "
+                "Export the model that begins behind it, and look up on the "
+                f"device. Received: {layer.name!r}, {layer!r}"
+            )
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "A LiteRT file keeps no state from one call to the next. Build "
+                "the model with `stateful=False`, or with the states as inputs "
+                f"and outputs. Received: {layer.name!r} with `stateful=True`"
             )
 
 
@@ -218,7 +252,8 @@ def _checked(model, batch):
 def _in_float32(model):
     """Return the model, or a copy of it that the converter can read."""
     as_it_is = all(
-        layer.compute_dtype == "float32" for layer in layers_of(model)
+        layer.compute_dtype == "float32" or "float" not in layer.compute_dtype
+        for layer in layers_of(model)
     ) and all(tensor.shape[0] is None for tensor in model.inputs)
     if as_it_is:
         return model
@@ -230,41 +265,34 @@ def _in_float32(model):
     return copier.copy(model)
 
 
-def _check_file(content, model, precision, examples):
+def _calibrated(model, examples):
+    """Return a copy that has its ranges in it, of a model with a loop."""
+    try:
+        return calibrated(model, examples)
+    except ValueError as error:
+        raise RuntimeError(
+            "LiteRT finds no ranges for int8 in a model with a loop, such as a "
+            "recurrent layer; they are taken between the layers instead, which "
+            "this model does not allow. Export it in another precision, or "
+            f"give recurrent layers `unroll=True`. The reason was: {error}"
+        ) from error
+
+
+def _check_outputs(outputs, model, precision, examples):
     """Raise a RuntimeError if a file does not return what the model does."""
-    # From all over the data, which may be sorted by class.
-    step = -(-len(examples[0]) // _NUM_COMPARED)
-    examples = [array[::step] for array in examples]
     inputs = tree.pack_sequence_as(model.input, examples)
     expected = tree.flatten(model(inputs, training=False))
-    answers = _answers(content, model, examples)
-    for name, tensor in zip(answers, expected):
+    for index, (output, tensor) in enumerate(zip(outputs, expected)):
         _check_output(
-            name,
-            answers[name].astype("float64"),
+            f"output_{index}",
+            output.astype("float64"),
             np.asarray(keras.ops.convert_to_numpy(tensor), "float64"),
             precision,
         )
 
 
-def _answers(content, model, examples):
-    """Return the outputs of a file, by name."""
-    runner = _interpreter_class()(model_content=content).get_signature_runner(
-        SIGNATURE
-    )
-    names = [tensor.name for tensor in model.inputs]
-    answers = [
-        runner(**{name: array[None] for name, array in zip(names, arrays)})
-        for arrays in zip(*examples)
-    ]
-    return {
-        f"output_{i}": np.concatenate([a[f"output_{i}"] for a in answers])
-        for i in range(len(answers[0]))
-    }
-
-
-def _check_output(name, answer, expected, precision):
-    difference = np.abs(answer - expected)
+def _check_output(name, output, expected, precision):
+    difference = np.abs(output - expected)
     if precision in _TOLERANCES:
         difference = np.max(difference)
         limit = _TOLERANCES[precision] * np.max(np.abs(expected)) + 1e-6

@@ -45,6 +45,8 @@ class FakeQuantization(layers.Layer):
         super().__init__(**kwargs)
         self.momentum = _arguments.fraction("momentum", momentum)
         self.fixed_range = None if fixed_range is None else tuple(fixed_range)
+        # Whether each call widens the range to hold what it sees.
+        self.is_calibrating = False
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -64,7 +66,9 @@ class FakeQuantization(layers.Layer):
     def call(self, inputs, training=False):
         if self.fixed_range is not None:
             return _rounded(inputs, *self.fixed_range)
-        if training:
+        if self.is_calibrating:
+            self._widen(inputs)
+        elif training:
             self._track(ops.stop_gradient(inputs))
         minimum = ops.convert_to_tensor(self.minimum)
         maximum = ops.maximum(self.maximum, minimum + _SMALLEST_RANGE)
@@ -78,6 +82,11 @@ class FakeQuantization(layers.Layer):
         highest = ops.maximum(ops.max(inputs), 0.0)
         self.minimum.assign_add(rate * (lowest - self.minimum))
         self.maximum.assign_add(rate * (highest - self.maximum))
+
+    def _widen(self, inputs):
+        self.steps.assign_add(1.0)
+        self.minimum.assign(ops.minimum(self.minimum, ops.min(inputs)))
+        self.maximum.assign(ops.maximum(self.maximum, ops.max(inputs)))
 
     def compute_output_shape(self, input_shape):
         return input_shape

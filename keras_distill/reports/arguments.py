@@ -4,8 +4,6 @@ import collections.abc
 import importlib.util
 
 import keras
-import numpy as np
-from keras import ops
 from keras import tree
 
 from keras_distill._graphs import check_graph
@@ -13,6 +11,8 @@ from keras_distill._outputs import known_inputs
 from keras_distill.compression.kernels import student_of
 from keras_distill.compression.litert import PRECISIONS
 from keras_distill.compression.litert import examples_of
+
+_DEFAULT_PRECISIONS = ("float32", "float16", "int8")
 
 
 def named_models(models):
@@ -60,7 +60,19 @@ def _check_model(name, model):
 
 
 def check_precisions(litert):
-    """Return the precisions of LiteRT files as a tuple."""
+    """Return the precisions of LiteRT files, as a tuple, and a list of notes.
+
+    Raises:
+        ImportError: if some are asked for and LiteRT is not installed.
+    """
+    installed = importlib.util.find_spec("ai_edge_litert") is not None
+    if litert is None:
+        if installed:
+            return _DEFAULT_PRECISIONS, []
+        return (), [
+            "Without LiteRT files and times, because LiteRT is not installed: "
+            "pip install 'keras-distill[litert]'"
+        ]
     litert = (litert,) if isinstance(litert, str) else tuple(litert)
     for precision in litert:
         if precision not in PRECISIONS:
@@ -68,63 +80,17 @@ def check_precisions(litert):
                 f"`litert` must be some of {PRECISIONS}. "
                 f"Received: litert={litert!r}"
             )
-    if litert and importlib.util.find_spec("ai_edge_litert") is None:
+    if litert and not installed:
         raise ImportError(
             "`compare` writes LiteRT files and times them, and needs LiteRT "
             "for it: pip install 'keras-distill[litert]'. Without them: "
             "`compare(..., litert=())`."
         )
-    return litert
+    return litert, []
 
 
-def check_data(models, data):
-    """Return `(x, y)` as arrays, `y` as classes, if they fit all models."""
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ValueError(
-            "`data` must be a tuple `(x, y)` of arrays. "
-            f"Received: {type(data).__name__}"
-        )
-    x = tree.map_structure(_as_array, data[0])
-    y = _as_array(data[1])
-    shapes = [array.shape for array in tree.flatten((x, y))]
-    if len({shape[:1] for shape in shapes}) > 1 or not all(shapes[-1][:1]):
-        raise ValueError(
-            "`data` must be arrays, with as many labels as inputs, and some. "
-            f"Received: inputs and labels of shape {shapes}"
-        )
-    for array in tree.flatten((x, y)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError("`data` has NaN or infinite values in it.")
-    (first, classes), *others = [
-        (name, _num_classes(name, model)) for name, model in models.items()
-    ]
-    for name, other in others:
-        if other != classes:
-            raise ValueError(
-                "All models must choose between the same classes. Received: "
-                f"{first!r} with {classes} classes and {name!r} with {other}"
-            )
-    for name, model in models.items():
-        _check_inputs(name, model, x)
-    return x, _classes(y, len(model.outputs[0].shape), classes)
-
-
-def _as_array(values):
-    return np.asarray(ops.convert_to_numpy(values))
-
-
-def _num_classes(name, model):
-    shapes = [tuple(tensor.shape) for tensor in model.outputs]
-    if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] < 2:
-        raise ValueError(
-            "Accuracy and agreement are those of classifiers, of one output of "
-            "shape (..., classes), with at least two classes. Received: "
-            f"{name!r} with outputs of shape {shapes}. Leave out `data`."
-        )
-    return shapes[0][-1]
-
-
-def _check_inputs(name, model, x):
+def check_inputs(name, model, x):
+    """Raise a ValueError if arrays are no inputs of a model."""
     expected = {tensor.name: tensor.shape for tensor in model.inputs}
     try:
         fits = [tuple(array.shape[1:]) for array in inputs_of(model, x)] == [
@@ -138,24 +104,6 @@ def _check_inputs(name, model, x):
             f"The data does not fit the model {name!r}. Expected: inputs of "
             f"shape {expected}. Received: {shapes}"
         )
-
-
-def _classes(y, rank, classes):
-    """Return labels as integers of one axis less than the outputs."""
-    labels = y
-    if y.ndim == rank and y.shape[-1] == classes:
-        labels = y.argmax(-1)
-    elif y.ndim == rank and y.shape[-1] == 1:
-        labels = y[..., 0]
-    whole = labels.astype("int64")
-    valid = (whole == labels) & (whole >= 0) & (whole < classes)
-    if labels.ndim != rank - 1 or not valid.all():
-        raise ValueError(
-            f"Labels must be integers from 0 to {classes - 1}, or one-hot. "
-            f"Received: labels of shape {y.shape} and dtype {y.dtype}, from "
-            f"{y.min()} to {y.max()}"
-        )
-    return whole
 
 
 def inputs_of(model, x):

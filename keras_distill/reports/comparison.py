@@ -7,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
-from keras_distill.reports.arguments import check_data
 from keras_distill.reports.arguments import check_precisions
 from keras_distill.reports.arguments import named_models
 from keras_distill.reports.arguments import samples_for_ranges
@@ -19,14 +18,16 @@ from keras_distill.reports.macs import count_macs
 from keras_distill.reports.memory import peak_activation_bytes
 from keras_distill.reports.quality import measure_quality
 from keras_distill.reports.table import Comparison
+from keras_distill.reports.targets import check_data
 
 
 def compare(
     models,
     data=None,
-    litert=("float32", "float16", "int8"),
+    litert=None,
     rounds=20,
     representative_data=None,
+    metrics=None,
 ):
     """Return what models cost and how good they are, side by side.
 
@@ -49,9 +50,11 @@ def compare(
       activations`, each of them moved once, with the published energies of a
       45 nm chip. No device was measured. `packed` is a chip that reads the
       packed file and skips zeros.
-    - with `data`: `accuracy`, and `agreement`, the share of samples for which
-      the model chooses the class that the first model chooses. For LiteRT files
-      of less than 32 bits, `litert_*_accuracy` too.
+    - with `data`: `accuracy`, or one figure for each of `metrics`, such as
+      `mae`, and of several outputs `{output}_mae`. For LiteRT files of less
+      than 32 bits, `litert_*_accuracy` or `litert_*_mae` too. Where the labels
+      are classes, `agreement`: the share of samples for which the model chooses
+      the class that the first model chooses.
 
     Sources: [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323) and
     [Han et al. 2016](https://arxiv.org/abs/1602.01528) for the energies.
@@ -61,27 +64,36 @@ def compare(
             of models with different names. The first is what the others are
             measured against. They stay as they are. Of a `Distiller`, the
             student counts.
-        data: tuple `(x, y)`: inputs and labels, integers or one-hot, for models
-            that return logits or probabilities.
+        data: tuple `(x, y)` of arrays. Without `metrics`, `y` are classes,
+            integers or one-hot, for models that return logits or probabilities
+            of shape `(..., classes)`. With them, `y` is what these take; for
+            several outputs a list, or a dict by the name of an output.
         litert: precisions of LiteRT files, as in `export_litert`. `()` leaves
-            them out, and the time with them.
+            them out, and the time with them. Default: float32, float16 and
+            int8 if LiteRT is installed; otherwise none, and a note says so.
         rounds: how many turns each file has when it is timed.
         representative_data: inputs as in training, from which `"int8"` gets its
             ranges, as in `export_litert`, but no iterator. Without them, the
             first 512 samples of `data` are taken, which are then scored too;
             without `data`, random numbers.
+        metrics: what to measure instead of accuracy: a dict of metrics by any
+            name, or a list of metrics. A metric is one of Keras, or its name,
+            or a function of labels and outputs whose mean is taken. For several
+            outputs, a dict of such by the name of an output; those not in it
+            are not measured.
 
     Returns:
         A `Comparison`: `print` it for a table. A figure that can't be had is
         None, and a note says why.
 
     Raises:
-        ImportError: if LiteRT is not installed and `litert` is not `()`.
-        TypeError: if one of `models` is not a model, or
-            `representative_data` is an iterator.
+        ImportError: if `litert` names precisions and LiteRT is not installed.
+        TypeError: if one of `models` is not a model, one of `metrics` no
+            metric, or `representative_data` an iterator.
         ValueError: if `models` is empty, or one of them is not built, has no
-            graph or inputs of unknown size; if two have the same name; or if
-            models and data don't fit.
+            graph or inputs of unknown size; if two have the same name; if
+            models, data and metrics don't fit; or if there are no `metrics` and
+            the outputs or labels are not those of one classifier.
 
     Example:
 
@@ -101,22 +113,25 @@ def compare(
     ```
     """
     models = named_models(models)
-    litert = check_precisions(litert)
+    litert, notes = check_precisions(litert)
     rounds = _arguments.positive_int("rounds", rounds)
     if data is not None:
-        data = check_data(models, data)
+        data = check_data(models, data, metrics)
+    elif metrics is not None:
+        raise ValueError(
+            "`metrics` are measured on `data`. Received: data=None, "
+            f"metrics={metrics!r}"
+        )
     samples = samples_for_ranges(models, data, representative_data)
-    notes, files = [], {}
+    files = {}
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, model) in enumerate(models.items()):
             place = pathlib.Path(folder, str(index))
             place.mkdir()
-            files[name], refused = write_files(
+            files[name], found = write_files(
                 model, place, litert, samples[name]
             )
-            notes += [
-                f"{form} of {name}: {why}" for form, why in refused.items()
-            ]
+            notes += [f"{form} of {name}: {note}" for form, note in found]
         figures = {
             name: _costs(name, model, files[name], notes)
             for name, model in models.items()
@@ -125,8 +140,18 @@ def compare(
             figures[name] |= times
         if data:
             for name, quality in measure_quality(models, files, *data).items():
-                figures[name] |= quality
+                figures[name] = _merged(figures[name], quality)
     return Comparison(figures, notes)
+
+
+def _merged(costs, quality):
+    clash = sorted(costs.keys() & quality.keys())
+    if clash:
+        raise ValueError(
+            "`metrics` must have other names than the figures that are there "
+            f"already. Received: {clash}"
+        )
+    return costs | quality
 
 
 def _costs(name, model, files, notes):

@@ -6,8 +6,8 @@ import keras
 
 from keras_distill._outputs import known_inputs
 from keras_distill._outputs import known_outputs
-from keras_distill.compression import export_litert
 from keras_distill.compression import pack
+from keras_distill.compression.litert import write_litert
 
 
 def write_files(model, folder, litert, samples):
@@ -20,8 +20,8 @@ def write_files(model, folder, litert, samples):
         samples: inputs from which `"int8"` gets its ranges.
 
     Returns:
-        `{form: path}` of what was written, and `{form: reason}` of what could
-        not be.
+        `{form: path}` of what was written, and `[(form, note)]`: why others
+        were not, and what is to be known of those that were.
     """
     writers = {
         "keras": _without_optimizer(model).save,
@@ -29,21 +29,21 @@ def write_files(model, folder, litert, samples):
     }
     for precision in litert:
         writers[f"litert_{precision}"] = functools.partial(
-            export_litert,
+            write_litert,
             model,
             precision=precision,
             representative_data=[samples] if precision == "int8" else None,
         )
-    paths, refused = {}, {}
+    paths, notes = {}, []
     for form, write in writers.items():
         # `save` looks at the ending, the others don't.
         path = folder / f"{form}.keras"
         try:
-            write(path)
+            notes += [(form, note) for note in write(path) or ()]
             paths[form] = path
         except (RuntimeError, ValueError) as error:
-            refused[form] = str(error)
-    return paths, refused
+            notes.append((form, str(error)))
+    return paths, notes
 
 
 def _without_optimizer(model):

@@ -25,7 +25,8 @@ def draw(figures, path):
     if not all("accuracy" in found for found in figures.values()):
         raise ValueError(
             "The plot needs accuracies, and the models were compared without "
-            "data. Give `compare` some: `compare(models, (x, y))`."
+            "data, or by other metrics. Give `compare` data of a classifier: "
+            "`compare(models, (x, y))`."
         )
     try:
         from matplotlib.figure import Figure

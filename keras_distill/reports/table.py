@@ -114,6 +114,6 @@ def _cell(key, figures):
 
 
 def _short(value):
-    """Return a number above 0 with three digits, or as many as it has."""
-    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    """Return a number with three digits, or as many as it has."""
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{max(decimals, 0)}f}"

@@ -20,9 +20,13 @@ from common import mlp
 from common import to_numpy
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from keras import layers
+from keras import ops
 
 from keras_distill.compression import archive
+from keras_distill.compression import archive_assets
 from keras_distill.compression import codec
+from keras_distill.compression import codec_symbols
 from keras_distill.compression import pack
 from keras_distill.compression import unpack
 
@@ -35,10 +39,10 @@ def bits_of(model):
 
 
 def round_trip(words):
-    encoder = codec.Encoder()
+    encoder = codec_symbols.Encoder()
     codec.code_tensor(encoder, words, words.shape, words.dtype)
-    data = encoder.to_bytes()
-    decoder = codec.Decoder(data)
+    data = encoder.words().tobytes()
+    decoder = codec_symbols.Decoder(data)
     again = codec.code_tensor(decoder, None, words.shape, words.dtype)
     assert again.dtype == words.dtype and again.shape == words.shape
     np.testing.assert_array_equal(again, words)
@@ -200,6 +204,139 @@ def test_integers_come_back(tmp_path):
     again = unpack(tmp_path / "model")
     assert bits_of(again) == bits_of(model)
     assert str(to_numpy(again.layers[0].kernel).dtype) == "int8"
+
+
+WORDS = np.array([["a b c"], ["c b"], ["b \u00e9"]])
+
+
+def looking_up(layer, data=None, dtype="string"):
+    if data is not None:
+        layer.adapt(data)
+    inputs = keras.Input((1,), dtype=dtype)
+    return keras.Model(inputs, layer(inputs))
+
+
+def nested():
+    inputs = keras.Input((1,), dtype="string")
+    words = layers.TextVectorization(output_sequence_length=4)
+    embedded = layers.Embedding(9, 2)(looking_up(words, WORDS)(inputs))
+    return keras.Model(inputs, layers.Dense(3)(embedded))
+
+
+PREPROCESSING = {
+    "words": lambda: looking_up(
+        layers.TextVectorization(output_sequence_length=4), WORDS
+    ),
+    "given words": lambda: looking_up(
+        layers.TextVectorization(vocabulary=["b", "c"])
+    ),
+    "tf_idf": lambda: looking_up(
+        layers.TextVectorization(output_mode="tf_idf"), WORDS
+    ),
+    "nested": nested,
+    "strings": lambda: looking_up(
+        layers.StringLookup(output_mode="one_hot"), WORDS
+    ),
+    "strings tf_idf": lambda: looking_up(
+        layers.StringLookup(output_mode="tf_idf"), WORDS
+    ),
+    "integers": lambda: looking_up(
+        layers.IntegerLookup(), np.array([[5], [7], [5]]), "int64"
+    ),
+    "hashing": lambda: looking_up(layers.Hashing(5)),
+    "normalization": lambda: looking_up(
+        layers.Normalization(), np.array([[1.0], [4.0]]), "float32"
+    ),
+    "discretization": lambda: looking_up(
+        layers.Discretization(num_bins=3), np.arange(9.0)[:, None], "float32"
+    ),
+    "categories": lambda: looking_up(
+        layers.CategoryEncoding(8, output_mode="one_hot"), None, "int32"
+    ),
+}
+
+
+def run(model, x):
+    """Call the layers one by one: JAX and PyTorch have no strings."""
+    for layer in model.layers[1:]:
+        x = run(layer, x) if isinstance(layer, keras.Model) else layer(x)
+    return ops.convert_to_tensor(x)
+
+
+@pytest.mark.parametrize("kind", PREPROCESSING)
+def test_what_preprocessing_has_learned_comes_back(kind, tmp_path):
+    import tensorflow as tf
+
+    model = PREPROCESSING[kind]()
+    x = np.array([[5], [7], [2]])
+    if model.inputs[0].dtype == "string":
+        x = tf.constant([["b c \u00e9"], ["b"], ["x"]])
+    pack(model, tmp_path / "model")
+    again = unpack(tmp_path / "model")
+    expected, output = (to_numpy(run(m, x)) for m in (model, again))
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(output, expected)
+    assert bits_of(again) == bits_of(model)
+    # What was unpacked can be packed.
+    pack(again, tmp_path / "again")
+    files = [(tmp_path / name).read_bytes() for name in ("model", "again")]
+    assert files[0] == files[1]
+
+
+def test_a_vocabulary_that_does_not_come_back_is_refused(tmp_path):
+    lookup = layers.StringLookup()
+    lookup.set_vocabulary(["one", "two\nlines"])
+    with pytest.raises(ValueError, match="vocabulary of 'string_lookup' comes"):
+        pack(looking_up(lookup), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_assets_stay_in_their_folder(tmp_path):
+    for name in ("../away.txt", "/away.txt"):
+        with pytest.raises(ValueError, match="must not leave its folder"):
+            archive_assets._write_files(tmp_path, {name: "text"})
+
+
+@keras.saving.register_keras_serializable(package="test")
+class Table(layers.Layer):
+    """Keeps bytes that are no text, in a folder."""
+
+    table = b""
+
+    def call(self, inputs):
+        return inputs * len(self.table)
+
+    def save_assets(self, folder):
+        os.mkdir(os.path.join(folder, "inner"))
+        with open(os.path.join(folder, "inner", "table"), "wb") as file:
+            file.write(self.table)
+
+    def load_assets(self, folder):
+        with open(os.path.join(folder, "inner", "table"), "rb") as file:
+            self.table = file.read()
+
+
+def test_assets_of_any_layer_come_back(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), Table(), layers.Dense(2)])
+    model.layers[0].table = bytes(range(256))
+    pack(model, tmp_path / "model")
+    assert (tmp_path / "model").read_bytes()[3] == 2  # which 1 can't read
+    again = unpack(tmp_path / "model")
+    assert again.layers[0].table == bytes(range(256))
+
+
+def test_long_tensors_come_back_in_parts(monkeypatch):
+    """Parts of any length give the same bytes."""
+    generator = np.random.default_rng(0)
+    dense = generator.normal(size=(50, 60)).astype("float32").view("uint32")
+    few = generator.choice(dense.ravel()[:9], (50, 60))
+    places = generator.random((50, 60))
+    tensors = [dense, few, dense * (places < 0.01), few * (places < 0.5)]
+    tensors.append(np.uint32(places < 0.001))
+    expected = [round_trip(words.astype("uint32")) for words in tensors]
+    monkeypatch.setattr(codec_symbols, "_PART", 7)
+    found = [round_trip(words.astype("uint32")) for words in tensors]
+    assert found == expected
 
 
 @keras.saving.register_keras_serializable(package="test")

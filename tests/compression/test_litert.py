@@ -12,6 +12,9 @@ from common import mlp
 from common import to_numpy
 from common import vectors
 from keras import layers
+from litert_files import answers_of
+from litert_files import operations_in
+from litert_files import tensorflow_only
 
 from keras_distill import ClassicKD
 from keras_distill import ConsistentAugment
@@ -23,42 +26,6 @@ from keras_distill.compression import litert
 from keras_distill.compression import pack
 from keras_distill.compression import quantize_aware
 from keras_distill.compression import unpack
-
-# In the other backends, each export starts a process of its own.
-tensorflow_only = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="the same converter for all backends"
-)
-
-
-def interpreter_of(path):
-    from ai_edge_litert import interpreter
-
-    made = interpreter.Interpreter(
-        str(path),
-        experimental_op_resolver_type=(
-            interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        ),
-    )
-    made.allocate_tensors()
-    return made
-
-
-def answers_of(path, *inputs):
-    """Return all outputs of a file, for the examples of a batch."""
-    runner = interpreter_of(path).get_signature_runner()
-    names = list(runner.get_input_details())
-    answers = [
-        runner(**{name: array[None] for name, array in zip(names, arrays)})
-        for arrays in zip(*inputs)
-    ]
-    return [
-        np.concatenate([answer[name] for answer in answers])
-        for name in sorted(answers[0])
-    ]
-
-
-def operations_in(path):
-    return [x["op_name"] for x in interpreter_of(path)._get_ops_details()]
 
 
 def student(name="student"):
@@ -218,17 +185,26 @@ def test_a_packed_model(tmp_path):
     np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
 
 
+def returning(monkeypatch, outputs_of, content=b"new"):
+    """Let the converter give a file that returns what it should not."""
+
+    def convert(model, precision, examples, tried):
+        return content, outputs_of(model, tried)
+
+    monkeypatch.setattr(litert, "convert", convert)
+    monkeypatch.setattr(litert, "notes_on", lambda *arguments: [])
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"older")
     x, _ = vectors()
-    monkeypatch.setattr(litert, "convert", lambda *arguments: b"")
-    wrong = {"output_0": 1e3 * np.ones((16, 5))}
-    monkeypatch.setattr(litert, "_answers", lambda *arguments: wrong)
+    wrong = 1e3 * np.ones((16, 5))
+    returning(monkeypatch, lambda model, tried: [wrong])
     with pytest.raises(RuntimeError, match=r"not written.*output_0 differs"):
         export_litert(mlp(), path, precision, representative_data=x)
-    wrong["output_0"][0, 0] = np.nan
+    wrong[0, 0] = np.nan
     with pytest.raises(RuntimeError, match=r"output_0 differs .* by nan"):
         export_litert(mlp(), path, precision, representative_data=x)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"older"]
@@ -236,13 +212,8 @@ def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
 
 def test_float16_is_held_to_more_than_8_bits(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
-    monkeypatch.setattr(litert, "convert", lambda *arguments: b"new")
-    monkeypatch.setattr(
-        litert,
-        "_answers",
-        lambda content, model, examples: {
-            "output_0": 1.1 * to_numpy(model(examples[0]))
-        },
+    returning(
+        monkeypatch, lambda model, tried: [1.1 * to_numpy(model(tried[0]))]
     )
     with pytest.raises(RuntimeError, match="in float16 its output_0 differs"):
         export_litert(mlp(), path, "float16")
@@ -256,12 +227,11 @@ def test_files_are_tried_with_examples_from_everywhere(
 ):
     seen = []
 
-    def answers(content, model, examples):
-        seen.append(examples[0])
-        return {"output_0": to_numpy(model(examples[0]))}
+    def outputs_of(model, tried):
+        seen.append(tried[0])
+        return [to_numpy(model(tried[0]))]
 
-    monkeypatch.setattr(litert, "convert", lambda *arguments: b"new")
-    monkeypatch.setattr(litert, "_answers", answers)
+    returning(monkeypatch, outputs_of)
     x, _ = vectors(count)
     path = tmp_path / "model.tflite"
     export_litert(mlp(), path, "int8", representative_data=x)
@@ -298,6 +268,18 @@ def any_size():
     return keras.Model(inputs, layers.GlobalMaxPooling1D()(inputs))
 
 
+def looks_up():
+    words = keras.Input((3,), dtype="string")
+    lookup = layers.StringLookup(vocabulary=["a", "b"], name="words")
+    return keras.Model(words, layers.Embedding(3, 2)(lookup(words)))
+
+
+def stateful():
+    inputs = keras.Input(batch_shape=(1, 4, 3))
+    memory = layers.GRU(2, stateful=True, name="memory")
+    return keras.Model(inputs, layers.Bidirectional(memory)(inputs))
+
+
 @pytest.mark.parametrize(
     "make, arguments, message",
     [
@@ -319,6 +301,8 @@ def any_size():
             "has seen no batch",
         ),
         (mlp, {"path": "no/such/folder.tflite"}, "`path` must be"),
+        (looks_up, {}, "no place for the table of a lookup.*'words', <StringL"),
+        (stateful, {}, "keeps no state.*'bidirectional' with `stateful=True`"),
     ],
 )
 def test_refused(make, arguments, message, tmp_path):

@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
         # A second export may differ by some bytes of padding.
         shutil.copy(path, tmp_path / "litert_float32")
 
-    monkeypatch.setattr(files, "export_litert", export)
+    monkeypatch.setattr(files, "write_litert", export)
     model = cnn(4)
     found = compare([model], litert="float32").to_dict()[model.name]
     model.save(tmp_path / "keras.keras")
@@ -80,7 +80,7 @@ def ranges_of(monkeypatch, *args, **kwargs):
         given[model.name] = representative_data
         path.write_bytes(b"a file")
 
-    monkeypatch.setattr(files, "export_litert", export)
+    monkeypatch.setattr(files, "write_litert", export)
     monkeypatch.setattr(comparison, "measure_latency", lambda *_: {})
     monkeypatch.setattr(comparison, "measure_quality", lambda *_: {})
     compare(*args, litert="int8", **kwargs)
@@ -176,6 +176,13 @@ def test_zeros_save_no_time_and_channels_do():
     assert packed[0] > 3 * packed[1]
 
 
+def mean_square(y, predicted):
+    return (y - predicted) ** 2
+
+
+mean_square.__name__ = "own"
+
+
 def test_accuracy_and_agreement():
     x, y = vectors(40)
     models = [mlp(name="first"), mlp(name="second", activation="softmax")]
@@ -191,6 +198,180 @@ def test_accuracy_and_agreement():
             agreement = float(TeacherAgreement()(answers[0], answer))
             assert figures["agreement"] == pytest.approx(agreement)
     assert found["first"]["agreement"] == 1
+
+
+def regressor(name, units=1):
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(units)],
+        name=name,
+    )
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"mae": keras.metrics.MeanAbsoluteError(), "own": "mse"},
+        {"mae": "mae", "own": lambda y, p: keras.ops.square(y - p)},
+        [keras.metrics.MeanAbsoluteError(name="mae"), mean_square],
+    ],
+    ids=["metrics", "names and functions", "list"],
+)
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_values_are_measured_by_metrics(metrics, shape):
+    x, _ = vectors(40)
+    y = np.random.default_rng(1).normal(size=shape)
+    models = [regressor("first"), regressor("second")]
+    found = compare(models, (x, y), litert=(), metrics=metrics).to_dict()
+    for model in models:
+        difference = model.predict(x, verbose=0).ravel() - y.ravel()
+        figures = found[model.name]
+        assert figures["mae"] == pytest.approx(np.mean(np.abs(difference)))
+        assert figures["own"] == pytest.approx(np.mean(difference**2))
+        assert not {"accuracy", "agreement"} & set(figures)
+
+
+@ON_TENSORFLOW
+def test_several_outputs_by_name_and_their_files():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu")(inputs)
+    outputs = {
+        "value": layers.Dense(2)(x),
+        "kind": layers.Dense(3)(x),
+        "unused": layers.Dense(4)(x),
+    }
+    models = {
+        name: keras.Model(inputs, outputs) for name in ("first", "second")
+    }
+    x, _ = vectors(30)
+    generator = np.random.default_rng(0)
+    y = {
+        "kind": generator.integers(0, 3, 30),
+        "value": generator.normal(size=(30, 2)),
+    }
+    report = compare(
+        models,
+        (x, y),
+        litert="int8",
+        rounds=1,
+        metrics={
+            "value": {"mae": "mae"},
+            "kind": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        },
+    )
+    predicted = models["first"].predict(x, verbose=0)
+    error = np.mean(np.abs(predicted["value"] - y["value"]))
+    right = np.mean(predicted["kind"].argmax(-1) == y["kind"])
+    for figures in report.to_dict().values():
+        assert figures["value_mae"] == pytest.approx(error)
+        assert figures["kind_accuracy"] == pytest.approx(right)
+        assert figures["kind_agreement"] == 1
+        assert "value_agreement" not in figures
+        assert figures["litert_int8_value_mae"] == pytest.approx(error, rel=0.1)
+        assert "litert_int8_kind_accuracy" in figures
+    assert "kind agreement" in str(report)
+
+
+def test_several_outputs_in_a_list():
+    inputs = keras.Input((6,))
+    names = ("b", "a")
+    outputs = [layers.Dense(1, name=name)(inputs) for name in names]
+    model = keras.Model(inputs, outputs, name="model")
+    x, _ = vectors(20)
+    y = [np.zeros(20), 100 * np.ones(20)]
+    predicted = model.predict(x, verbose=0)
+    expected = {
+        f"{name}_mae": np.mean(np.abs(output[:, 0] - label))
+        for name, output, label in zip(names, predicted, y)
+    }
+    for labels in (y, dict(zip(names, y))):
+        for metrics in (["mae", "mae"], {"a": "mae", "b": ["mae"]}):
+            report = compare([model], (x, labels), litert=(), metrics=metrics)
+            found = report.to_dict()["model"]
+            assert {key: found[key] for key in expected} == pytest.approx(
+                expected, rel=1e-5
+            )
+
+
+def several_labels():
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(CLASSES, activation="sigmoid")]
+    )
+
+
+def test_independent_labels_have_no_accuracy_of_classes():
+    x, y = vectors()
+    model = several_labels()
+    rows = np.random.default_rng(0).integers(0, 2, (len(x), CLASSES))
+    for labels in (rows, np.eye(CLASSES)[y]):
+        with pytest.raises(ValueError, match=r"several labels at once.*`me"):
+            compare([model], (x, labels), litert=())
+    found = compare(
+        {"model": model},
+        (x, rows),
+        litert=(),
+        metrics={"binary": keras.metrics.BinaryAccuracy()},
+    ).to_dict()["model"]
+    right = (model.predict(x, verbose=0) > 0.5) == rows
+    assert found["binary"] == pytest.approx(right.mean())
+    assert "agreement" not in found
+    # Of one label each, it is the class with the largest.
+    found = compare({"model": model}, (x, y), litert=()).to_dict()["model"]
+    right = model.predict(x, verbose=0).argmax(-1) == y
+    assert found["accuracy"] == right.mean()
+
+
+def two_outputs():
+    inputs = keras.Input((6,))
+    names = ("a", "b")
+    return keras.Model(
+        inputs, {name: layers.Dense(1, name=name)(inputs) for name in names}
+    )
+
+
+@pytest.mark.parametrize(
+    "make, labels, metrics, message",
+    [
+        (lambda: regressor("m"), (32,), None, "of classifiers.*Give `metrics`"),
+        (lambda: regressor("m", 3), (32, 3), None, "Labels must be integers"),
+        (two_outputs, (32,), None, "of one output.*dict of such by the name"),
+        (two_outputs, (32,), "mae", r"\['a', 'b'\]: `metrics` must be a dict"),
+        (two_outputs, (32,), {"c": "mae"}, "outputs are .*'a', 'b'"),
+        (lambda: regressor("m"), (32,), ["accuracy"], "'accuracy' stands for"),
+        (
+            lambda: regressor("m", 3),
+            (32,),
+            ["mae"],
+            "don't fit the metric 'mae'",
+        ),
+        (lambda: regressor("m", 3), (32, 1), ["mae"], "don't fit the metric"),
+        (lambda: regressor("m"), (32,), ["mae", "mae"], "which must differ"),
+        (lambda: regressor("m"), (32,), {"macs": "mae"}, "other names.*'macs'"),
+        (
+            lambda: regressor("m", 2),
+            (32, 2),
+            [keras.metrics.R2Score(class_aggregation=None)],
+            r"one number.*\(2,\)",
+        ),
+    ],
+)
+def test_metrics_and_labels_that_do_not_fit(make, labels, metrics, message):
+    x, _ = vectors()
+    y = np.random.default_rng(0).normal(size=labels)
+    with pytest.raises(ValueError, match=message):
+        compare([make()], (x, y), litert=(), metrics=metrics)
+
+
+def test_metrics_that_are_none():
+    model = regressor("model")
+    data = vectors()
+    for metrics in ({"mae": 3}, [keras.metrics.MeanAbsoluteError]):
+        with pytest.raises(TypeError, match="must hold metrics of Keras"):
+            compare([model], data, litert=(), metrics=metrics)
+    with pytest.raises(ValueError, match="measured on `data`"):
+        compare([model], litert=(), metrics=["mae"])
+    unlabelled = (data[0], {"a": data[1]})
+    with pytest.raises(ValueError, match="no labels for the output 'b'"):
+        compare([two_outputs()], unlabelled, litert=(), metrics={"b": "mae"})
 
 
 def test_several_inputs_by_name():
@@ -289,8 +470,11 @@ def test_a_figure_that_cannot_be_had_is_noted():
 def test_without_the_extras(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(ImportError, match=r"keras-distill\[litert\]"):
-        compare([mlp()])
-    report = compare([mlp()], vectors(), litert=())
+        compare([mlp()], litert="float32")
+    report = compare([mlp(name="model")], vectors())
+    (note,) = report.notes
+    assert "is not installed: pip install 'keras-distill[litert]'" in note
+    assert not any("litert" in key for key in report.to_dict()["model"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         report.plot(tmp_path / "plot.png")
@@ -356,9 +540,9 @@ def test_data_that_is_refused(change, message):
 
 def test_models_that_do_not_fit_the_data():
     data = vectors()
-    with pytest.raises(ValueError, match="'a' with 5 classes and 'b' with 7"):
+    with pytest.raises(ValueError, match=r"same outputs.*\(5,\)} and 'b' .*7"):
         compare([mlp(name="a"), mlp(classes=7, name="b")], data, litert=())
-    with pytest.raises(ValueError, match=r"'a' with outputs of shape \[\(None"):
+    with pytest.raises(ValueError, match=r"outputs of shape \[\(None, 1"):
         compare([mlp(classes=1, name="a")], data, litert=())
     broken = mlp(name="broken")
     broken.set_weights([w * np.nan for w in broken.get_weights()])

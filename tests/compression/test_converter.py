@@ -1,0 +1,257 @@
+"""What the converter can't do, and what it dies of: the caller lives on."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from common import BACKEND
+from common import images
+from common import mlp
+from common import to_numpy
+from keras import layers
+from keras import ops
+from litert_files import answers_of
+from litert_files import operations_in
+from litert_files import tensorflow_only
+
+from keras_distill import compare
+from keras_distill.compression import _converter
+from keras_distill.compression import export_litert
+from keras_distill.compression import quantize_aware
+from keras_distill.compression._converter_errors import explain
+
+
+@keras.saving.register_keras_serializable(package="test_converter")
+class Mapped(layers.Layer):
+    """A loop that is no recurrent layer."""
+
+    def call(self, inputs):
+        return ops.map(lambda row: 2 * row, inputs)
+
+
+def recurrent():
+    cells = [layers.LSTMCell(4), layers.GRUCell(3)]
+    return keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            layers.TimeDistributed(layers.Dense(16, "relu")),
+            layers.LSTM(8, return_sequences=True, name="memory"),
+            layers.Bidirectional(layers.GRU(8, return_sequences=True)),
+            layers.SimpleRNN(8, return_sequences=True),
+            layers.RNN(cells),
+            layers.Dense(5),
+        ]
+    )
+
+
+def convolutional():
+    return keras.Sequential(
+        [
+            keras.Input((6, 5, 4)),
+            layers.ConvLSTM1D(4, 3),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+
+
+def mapped():
+    return keras.Sequential(
+        [keras.Input((6, 4)), Mapped(), layers.Flatten(), layers.Dense(5)]
+    )
+
+
+def sequences(model, count=64):
+    shape = (count, *model.input_shape[1:])
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+ALL = textwrap.dedent(
+    """
+    import sys
+    sys.path.insert(0, {here!r})
+    import warnings
+    import torch  # before TensorFlow
+    import numpy as np
+    import test_converter as t
+
+    warnings.simplefilter("ignore")
+    for kind in {kinds!r}:
+        model = getattr(t, kind)()
+        x = t.sequences(model)
+        path = {folder!r} + "/" + kind
+        t.export_litert(model, path, {precision!r}, representative_data=x)
+        np.savez(path + ".npz", x=x, y=model.predict(x, verbose=0))
+    print("alive")
+    """
+)
+
+
+def export_in_a_process(folder, kinds, precision):
+    here = pathlib.Path(__file__).parent
+    code = ALL.format(
+        here=str(here), folder=str(folder), kinds=kinds, precision=precision
+    )
+    path = os.pathsep.join([str(here), str(here.parent), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+# On other backends, each takes two processes.
+@pytest.mark.parametrize(
+    "precision, kinds",
+    [
+        ("int8", ["recurrent"]),
+        pytest.param(
+            "int8", ["convolutional", "mapped"], marks=tensorflow_only
+        ),
+        pytest.param("float16", ["recurrent"], marks=tensorflow_only),
+    ],
+)
+def test_recurrent_models_leave_the_process_alive(precision, kinds, tmp_path):
+    done = export_in_a_process(tmp_path, kinds, precision)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "alive"
+    for kind in kinds:
+        with np.load(tmp_path / f"{kind}.npz") as arrays:
+            x, expected = arrays["x"], arrays["y"]
+        (output,) = answers_of(tmp_path / kind, x)
+        limit = 0.05 if precision == "int8" else 0.005
+        assert np.abs(output - expected).max() < limit * np.ptp(expected)
+        operations = operations_in(tmp_path / kind)
+        assert "WHILE" in operations
+        assert ("QUANTIZE" in operations) == (precision == "int8")
+
+
+@tensorflow_only
+def test_what_stays_in_floats_is_said(tmp_path):
+    model = recurrent()
+    x = sequences(model)
+    with pytest.warns(
+        UserWarning,
+        match=r"of \d+ operations .* float32: .*WHILE \(memory, .*LiteRT",
+    ):
+        export_litert(model, tmp_path / "model", "int8", representative_data=x)
+    report = compare({"name": model}, litert="int8", rounds=1)
+    (note,) = report.notes
+    assert note.startswith("litert_int8 of name: ") and "WHILE" in note
+
+
+@tensorflow_only
+def test_a_recurrent_model_that_learned_in_int8(tmp_path):
+    model = quantize_aware(convolutional())
+    x = sequences(model)
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros((len(x), 5)), verbose=0)
+    with pytest.warns(UserWarning, match=r"WHILE \(conv_lstm1d\)"):
+        export_litert(model, tmp_path / "model", "int8")
+    (output,) = answers_of(tmp_path / "model", x)
+    expected = to_numpy(model(x, training=False))
+    assert np.abs(output - expected).max() < 0.05 * np.ptp(expected)
+
+
+@tensorflow_only
+def test_a_loop_between_layers_that_share(tmp_path):
+    inputs = keras.Input((6, 4))
+    shared = layers.Dense(4)
+    outputs = layers.LSTM(3)(shared(shared(inputs)))
+    model = keras.Model(inputs, outputs)
+    with pytest.raises(RuntimeError, match=r"a loop.*unroll=True.*called once"):
+        export_litert(
+            model, tmp_path / "m", "int8", representative_data=sequences(model)
+        )
+
+
+def test_an_ordinary_network_needs_no_process(tmp_path, monkeypatch):
+    if BACKEND != "tensorflow":
+        monkeypatch.setattr(_converter, "_PROCESS", "no_such_module")
+        with pytest.raises(RuntimeError, match=r"ended with: .*no_such_module"):
+            export_litert(mlp(), tmp_path / "model")
+        return
+    monkeypatch.setattr(_converter.subprocess, "run", None)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    x = layers.DepthwiseConv2D(3)(layers.BatchNormalization()(x))
+    x = layers.Flatten()(layers.MaxPooling2D()(x))
+    model = keras.Model(inputs, layers.Dense(5, "softmax")(x))
+    x, _ = images(channels=3)
+    for precision in ("float32", "int8"):
+        export_litert(model, tmp_path / "model", precision, x)
+
+
+def test_a_converter_that_dies(tmp_path, monkeypatch):
+    (tmp_path / "dying_converter.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_converter, "_PROCESS", "dying_converter")
+    monkeypatch.setattr(_converter, "_ORDINARY", frozenset())
+    path = tmp_path / "model.tflite"
+    with pytest.raises(RuntimeError, match=r"died \(SIGSEGV\).*\['Dense', 'I"):
+        export_litert(mlp(), path)
+    assert not path.exists()
+    report = compare({"name": mlp()}, litert="float32")
+    assert report.notes[0].startswith("litert_float32 of name: The process of")
+
+
+def with_pooling_in_3d():
+    inputs = keras.Input((6, 6, 6, 2))
+    x = layers.Conv3D(4, 3)(inputs)
+    x = layers.MaxPooling3D(2, name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["float32", pytest.param("int8", marks=tensorflow_only)],
+)
+def test_an_operation_that_litert_lacks_is_named(precision, tmp_path):
+    model = with_pooling_in_3d()
+    x = np.ones((4, 6, 6, 6, 2), "float32")
+    message = r"^LiteRT has no operation for TensorFlow's 'MaxPool3D' \(in the "
+    with pytest.raises(RuntimeError, match=message + "layer 'pool'") as error:
+        export_litert(model, tmp_path / "model", precision, x)
+    text = str(error.value)
+    assert len(text) < 300 and "\n" not in text and "strides" in text
+
+
+SCREENS = """\
+Could not translate MLIR to FlatBuffer.<unknown>:0: error: loc(callsite(fused\
+["{0}:", "model_1/{1}/{0}@__inference_serve_67"] at callsite(fused\
+["StatefulPartitionedCall:", "StatefulPartitionedCall@__inference_7"] at fused\
+["StatefulPartitionedCall:", "StatefulPartitionedCall"]))): 'tf.{0}' op is \
+neither a custom op nor a flex op
+<unknown>:0: note: loc("StatefulPartitionedCall"): called from
+"""
+
+
+def test_layers_are_found_by_what_tensorflow_calls_them():
+    inputs = keras.Input((8,))
+    x = layers.Dense(4, name="a_1")(layers.Dense(4, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(4, name="b_1")(x), name="model")
+    for place, name in (
+        ("a_1", "a"),  # a second taking of the name
+        ("a_1_1", "a_1"),
+        ("b_1", "b_1"),
+        ("b_1_1", "b_1"),
+    ):
+        message = explain(SCREENS.format("Qr", place), model)
+        assert f"'Qr' (in the layer {name!r})." in message
+    both = SCREENS.format("Qr", "a_1") + SCREENS.format("FFT", "unknown")
+    found = "'Qr' (in the layer 'a'), 'FFT'. Build"
+    assert found in explain(both, model)
+
+
+def test_other_messages_are_cut():
+    message = explain("What is wrong.\n" + "more\n" * 99, mlp())
+    assert message.endswith("It says: What is wrong.")
+    assert len(explain("x" * 9999, mlp())) < 400
