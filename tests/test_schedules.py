@@ -121,8 +121,8 @@ def test_the_weight_of_a_hint_follows_the_step():
         optimizer = keras.optimizers.SGD(0.5)
         for step in range(4) if by_hand else [None]:
             value = at(weight, step) if by_hand else weight
-            name = [layer.name for layer in student.layers][0]
-            teacher_name = [layer.name for layer in teacher.layers][0]
+            name = next(layer.name for layer in student.layers)
+            teacher_name = next(layer.name for layer in teacher.layers)
             distiller = Distiller(
                 student=student,
                 teacher=teacher,
@@ -257,7 +257,7 @@ def test_numbers_cannot_be_assigned():
 
 
 def test_schedules_out_of_range_and_out_of_place():
-    with pytest.raises(ValueError, match="`alpha`.* starts with a value"):
+    with pytest.raises(ValueError, match=r"`alpha`.* starts with a value"):
         ClassicKD(alpha=lambda step: 2.0)
     with pytest.raises(ValueError, match="does not know the step"):
         FunctionMatching(Ramp(0.1))(np.ones((1, 2)), np.ones((1, 2)))
