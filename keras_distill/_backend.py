@@ -14,6 +14,7 @@ backends differ in where state lives while that batch is prepared:
 """
 
 import contextlib
+import os
 
 import keras
 from keras import tree
@@ -151,6 +152,30 @@ def has_values(tensors):
 
         return not tf.is_symbolic_tensor(first)
     return True
+
+
+def check_processes():
+    """Raise if each of several processes would train a student of its own."""
+    count = 1
+    if _BACKEND == "torch":
+        import torch
+
+        distributed = torch.distributed
+        count = int(os.environ.get("WORLD_SIZE", 1))
+        if distributed.is_available() and distributed.is_initialized():
+            count = distributed.get_world_size()
+    elif _BACKEND == "jax" and keras.distribution.distribution() is None:
+        import jax
+
+        count = jax.process_count()
+    if count > 1:
+        raise RuntimeError(
+            f"{count} processes were started, and each would train a student "
+            "of its own, without a word to the others. On TensorFlow use "
+            "`tf.distribute.MirroredStrategy`, on JAX "
+            "`keras.distribution.set_distribution(DataParallel(...))`, and on "
+            "PyTorch one process."
+        )
 
 
 def global_random_state():

@@ -21,10 +21,33 @@ def labels_or_none(x, y, arguments):
     """Return `y`, or labels of no values where there are weights and no `y`.
 
     Keras drops `sample_weight` beside `y=None`.
+
+    Raises:
+        ValueError: if there are weights per class and no labels.
     """
-    if y is not None or arguments.get("sample_weight") is None:
+    if y is not None:
         return y
+    if arguments.get("class_weight") is not None and _are_arrays(x):
+        raise ValueError(
+            "`class_weight` weighs samples by their labels, and the data has "
+            "none. Pass `(x, y)`, or weigh the samples by `sample_weight`."
+        )
+    if arguments.get("sample_weight") is None:
+        return None
     return np.zeros((len(tree.flatten(x)[0]), 0), "float32")
+
+
+def _are_arrays(x):
+    return all(hasattr(leaf, "shape") for leaf in tree.flatten(x))
+
+
+def with_labels_or_none(data):
+    """Return `(x, None, sample_weight)` with labels of no values."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 3):
+        return data
+    x, y, sample_weight = data
+    y = labels_or_none(x, y, {"sample_weight": sample_weight})
+    return x, y, sample_weight
 
 
 def unpack(data):

@@ -23,6 +23,8 @@ from keras_distill import checks
 from keras_distill import warnings_of
 from keras_distill.batches import labels_or_none
 from keras_distill.batches import unpack
+from keras_distill.batches import with_labels_or_none
+from keras_distill.directions import set_directions
 from keras_distill.hints import TakesHints
 from keras_distill.hints import split
 from keras_distill.logs import KeepsLogs
@@ -142,6 +144,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             augment = ConsistentAugment(augment)
         self.augment = augment
         self.teacher_dtype = teacher_dtype
+        self._fitting = False
         self._take_hints(hints)
         self.teacher = teacher
         self.built = student.built and self._hints_ready
@@ -166,8 +169,11 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         self._recording = recording
         if self.compiled:
             self._check_outputs(self._objective)
-            # The compiled steps hold the teacher before this one.
-            self.train_function = self.test_function = None
+            # The compiled steps hold the teacher before this one. During a
+            # `fit()`, a callback may assign one, and the next step is another.
+            if self.train_function is not None:
+                self.make_train_function(force=True)
+            self.test_function = None
 
     def __setattr__(self, name, value):
         if name == "teacher":
@@ -229,6 +235,13 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             ValueError: if the outputs of teacher and student don't fit each
                 other, or contradict the loss's `from_logits`.
         """
+        if self._fitting:
+            raise RuntimeError(
+                "`compile()` was called during `fit()`, which holds the steps "
+                "compiled before. To change the temperature, alpha or a weight "
+                "during one `fit()`, give the loss a schedule; otherwise call "
+                "`compile()` between two fits."
+            )
         given = {
             "optimizer": optimizer,
             "loss": loss,
@@ -285,12 +298,21 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         checks.check_not_empty(x)
-        y = labels_or_none(x, y, kwargs)
+        _backend.check_processes()
         self._steps_taken = 0
         arguments = arguments_of_fit(x, y, args, kwargs)
+        arguments["y"] = labels_or_none(x, y, arguments)
+        arguments["validation_data"] = with_labels_or_none(
+            arguments.get("validation_data")
+        )
+        set_directions(arguments.get("callbacks"), self._logs)
         if self._recording is not None:
             arguments = replayed(self._recording, arguments)
-        history = super().fit(**arguments)
+        self._fitting = True
+        try:
+            history = super().fit(**arguments)
+        finally:
+            self._fitting = False
         self._settle_logs()
         if history.epoch and not self._steps_taken:
             raise ValueError(_backend.EMPTY)

@@ -118,6 +118,12 @@ class _Logs:
         ]
         return metrics + ([] if self.watch is None else [self.watch.metric])
 
+    def direction_of(self, name):
+        """Return `"min"` or `"max"`, or `None` if the log is not ours."""
+        if name in [tracker.name for tracker in self.objective.trackers]:
+            return "min"
+        return self.teacher_metrics.direction_of(name)
+
     def update_schedules(self, moment):
         if self.schedules:
             values = self.objective.scheduled_values(moment)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill.losses import binary
 from keras_distill.losses import divergence
 from keras_distill.losses import shapes
 from keras_distill.losses import weighing
@@ -135,8 +136,7 @@ class TeacherAgreement(TeacherMetric):
             )
         threshold = 0.0 if self._reads_logits else 0.5
         agree = ops.equal(teacher > threshold, student > threshold)
-        agree = ops.cast(agree, "float32")
-        return ops.mean(agree, axis=-1) if len(agree.shape) > 1 else agree
+        return binary.mean_over_labels(ops.cast(agree, "float32"))
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype, "k": self.k}
@@ -194,12 +194,11 @@ class TeacherDivergence(TeacherMetric):
     def measure(self, teacher, student):
         if self._predicts == "labels":
             teacher, student = (
-                divergence.as_binary_logits(outputs, self._reads_logits)
+                binary.as_logits(outputs, self._reads_logits)
                 for outputs in (teacher, student)
             )
-            values = divergence.binary_kl_divergence(teacher, student, 1.0)
-            return (
-                ops.mean(values, axis=-1) if len(values.shape) > 1 else values
+            return binary.mean_over_labels(
+                binary.kl_divergence(teacher, student)
             )
         return divergence.kl_divergence(
             divergence.as_logits(teacher, self._reads_logits),

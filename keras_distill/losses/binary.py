@@ -50,6 +50,18 @@ def soft_cross_entropy(teacher_logits, student_logits, temperature):
     )
 
 
+def kl_divergence(teacher_logits, student_logits):
+    """Return `KL(sigmoid(t) || sigmoid(s))`, elementwise."""
+    return sum(
+        ops.sigmoid(teacher)
+        * (ops.log_sigmoid(teacher) - ops.log_sigmoid(student))
+        for teacher, student in (
+            (teacher_logits, student_logits),
+            (-teacher_logits, -student_logits),
+        )
+    )
+
+
 def mean_over_labels(values):
     """Return the mean over the last axis, and `(batch,)` as it is."""
     return ops.mean(values, axis=-1) if len(values.shape) > 1 else values

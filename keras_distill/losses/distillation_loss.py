@@ -98,7 +98,15 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
                 "`loss.at(step)(y_true, y_pred)`, or use numbers."
             )
         y_true = _with_weights(y_true, y_pred, sample_weight)
-        return super().__call__(y_true, y_pred, sample_weight)
+        # Part by part, as in a Distiller: a label loss with `ignore_class`
+        # leaves out places of its own.
+        return sum(
+            weight
+            * weighing.weighted_value(
+                function, self, y_true, y_pred, sample_weight
+            )
+            for weight, function in self.parts().values()
+        )
 
     @property
     def uses_labels(self):

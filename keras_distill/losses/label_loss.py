@@ -62,6 +62,13 @@ def _get(label_loss, from_logits):
 
 def check_from_logits(label_loss, from_logits, argument):
     """Raise if a loss for labels contradicts what the student returns."""
+    reduction = getattr(label_loss, "reduction", "sum_over_batch_size")
+    if reduction not in ("sum_over_batch_size", "mean"):
+        raise ValueError(
+            f"`{argument}` is reduced as the loss that it is a part of. "
+            f"Received: {argument}={name_of(label_loss)} with reduction="
+            f"{reduction!r}. Set `reduction` of the loss itself."
+        )
     found = getattr(label_loss, "from_logits", None)
     if isinstance(label_loss, functools.partial):
         found = label_loss.keywords.get("from_logits")

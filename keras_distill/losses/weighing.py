@@ -43,13 +43,17 @@ def weighted_value(function, loss, target, output, weights):
     values = function(
         keras.tree.map_structure(converted, target), converted(output)
     )
+    if len(values.shape) == 0 and hasattr(loss, "predicts"):
+        raise ValueError(
+            f"A loss must return one value per sample. Received: one number "
+            f"from {type(loss).__name__}, which can't be weighed. Leave out "
+            "its own mean over the batch."
+        )
     if mask is not None:
         values = _mean_to_rank(values, len(mask.shape))
         _check_fits("mask", mask.shape, values.shape)
     if weights is not None:
-        weights = aligned(weights, values.shape)
-        if mask is not None:
-            weights = filled(weights, values)
+        weights = filled(aligned(weights, values.shape), values)
 
     def given(y_true, y_pred):
         return values
