@@ -62,6 +62,28 @@ def run_step(model, step, annotate, frozen, arguments):
     return step((trainable, non_trainable, *rest), data)
 
 
+@contextlib.contextmanager
+def unwritten(weights, seed_states):
+    """Run a block in which layers may write to weights, and undo it.
+
+    Some layers write in inference too: counters, stateful recurrent layers, a
+    BatchNormalization that is called with `training=True`. On JAX the scope of
+    the step drops what they write.
+
+    Args:
+        weights: list of variables.
+        seed_states: list of the states of random generators, which advance.
+    """
+    if _BACKEND == "jax" or not weights:
+        yield
+        return
+    mapping = [(v, v.value) for v in (*weights, *seed_states)]
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        yield
+    for state in seed_states:
+        state.assign(scope.get_current_value(state))
+
+
 def feed(model, function, frozen):
     """Wrap a train or test function so that its batches carry variables.
 

@@ -44,7 +44,9 @@ def per_output(config, paths, names, argument):
         if unknown:
             raise ValueError(
                 f"`{argument}` names outputs that the student does not have: "
-                f"{sorted(map(str, unknown))}. Its outputs are {list(names)}."
+                f"{sorted(map(str, unknown))}. Its outputs are {list(names)}. "
+                "If they depend on `training`, the student can be trained "
+                "here; evaluate it by itself."
             )
     elif len(config) not in (len(top_level), len(paths)):
         raise ValueError(

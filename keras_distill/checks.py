@@ -13,6 +13,7 @@ from keras import tree
 from keras_distill import _backend
 from keras_distill import _outputs
 from keras_distill import warnings_of
+from keras_distill.losses import label_loss
 from keras_distill.losses import shapes
 
 
@@ -255,6 +256,7 @@ def _check_endings(role, model, outputs, terms):
         for term in losses:
             if term.uses_teacher and term.loss.predicts in _INSTEAD:
                 _check_ending(role, activation, term.loss, found)
+                _check_last_axis(role, layer, output, term.loss)
             elif role == "student" and not term.compares_with_teacher:
                 _check_label_loss(activation, term.loss, found)
 
@@ -282,12 +284,25 @@ def _check_ending(role, activation, loss, found):
         )
 
 
+def _check_last_axis(role, layer, output, loss):
+    channels_first = getattr(layer, "data_format", "") == "channels_first"
+    if loss.predicts == "classes" and channels_first and len(output.shape) > 2:
+        raise ValueError(
+            f"{type(loss).__name__} takes the last axis for the classes, and "
+            f"the {role} returns the channels first. Received: outputs of shape"
+            f" {tuple(output.shape)} from the layer {layer.name!r}. End the "
+            "model in `keras.layers.Permute` that moves the channels last."
+        )
+
+
 _NO_PROBABILITIES = ("linear", "log_softmax", "log_sigmoid", "tanh")
 
 
 def _check_label_loss(activation, loss, found):
     """Raise if a plain Keras loss contradicts the student's last layer."""
     from_logits = getattr(loss, "from_logits", None)
+    if from_logits is None and label_loss.has_from_logits(loss.call):
+        from_logits = False  # A function by name: the default of Keras.
     if from_logits is None:
         return
     if from_logits and activation in _ENDS:

@@ -197,6 +197,22 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         """Print the student's summary, with the arguments of Keras."""
         return self.student.summary(*args, **kwargs)
 
+    def export(self, *args, **kwargs):
+        """Export the student, with the arguments of `keras.Model.export`.
+
+        Raises:
+            ValueError: if the Distiller preprocesses for the student, which
+                the file would leave out.
+        """
+        if self.student_preprocessing is not None:
+            raise ValueError(
+                "The exported file would leave out `student_preprocessing`. "
+                f"Received: {self.student_preprocessing!r}. Put it in front of "
+                "the student in a model of its own, or export "
+                "`distiller.student` and preprocess its inputs."
+            )
+        return self.student.export(*args, **kwargs)
+
     def compile(
         self,
         optimizer="rmsprop",

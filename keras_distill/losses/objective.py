@@ -241,7 +241,9 @@ class Objective(keras.losses.Loss):
                     "`loss` must have one loss per output. Received "
                     f"{len(tree.flatten(group))} for one of {len(paths)} "
                     "outputs. Losses on one output are added: "
-                    "`FunctionMatching() + 0.5 * DIST()`."
+                    "`FunctionMatching() + 0.5 * DIST()`. If the student's "
+                    "outputs depend on `training`, it can be trained here; "
+                    "evaluate it by itself."
                 )
         groups = [tree.flatten(group)[0] for group in groups]
         return [

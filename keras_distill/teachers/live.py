@@ -10,6 +10,7 @@ import keras
 
 from keras_distill import _backend
 from keras_distill import _features
+from keras_distill.teachers import closures
 from keras_distill.teachers import outputs
 from keras_distill.teachers import torch_modules
 from keras_distill.teachers.precision import InPrecision
@@ -61,12 +62,22 @@ class LiveTeacher:
 
     def _all(self, kind):
         layers = [
-            part
+            layer
             for part in (*self.members, self.preprocessing)
-            if isinstance(part, keras.layers.Layer)
+            for layer in closures.parts_of(part, _is_layer)
         ]
         found = {id(v): v for layer in layers for v in getattr(layer, kind)}
         return list(found.values())
+
+    @property
+    def seed_states(self):
+        """The states of the random generators that its layers draw from."""
+        weights = {id(weight) for weight in self.weights}
+        return [
+            v
+            for v in self.variables
+            if id(v) not in weights and str(v.dtype).startswith("uint")
+        ]
 
     def find_layer(self, path):
         """Return the layer that a hint names.
@@ -87,9 +98,10 @@ class LiveTeacher:
 
     def __call__(self, view):
         """Return the list of the teachers' outputs for a view."""
-        if self.preprocessing is not None:
-            view = _in_step(self.preprocessing, view)
-        return self.outputs(view)
+        with _backend.unwritten(self.weights, self.seed_states):
+            if self.preprocessing is not None:
+                view = _in_step(self.preprocessing, view)
+            return self.outputs(view)
 
     def outputs(self, view):
         """Return the same for a view that has been preprocessed."""
@@ -107,6 +119,10 @@ class AbsentTeacher:
 
     def __call__(self, inputs):
         raise ValueError(self.reason)
+
+
+def _is_layer(part):
+    return isinstance(part, keras.layers.Layer)
 
 
 def run(part, inputs):

@@ -11,17 +11,12 @@ PyTorch is looked at only where somebody else has imported it.
 """
 
 import contextlib
-import functools
 import sys
-import types
 
 import keras
-import numpy as np
 from keras import tree
 
-# A function is searched for modules this many steps deep, such as
-# function -> object -> list -> module.
-_DEPTH = 4
+from keras_distill.teachers import closures
 
 
 def is_module(part):
@@ -43,22 +38,17 @@ def modules_of(part):
     """
     if "torch" not in sys.modules:
         return []
-    found, seen = [], set()
-
-    def search(part, depth):
-        if id(part) in seen or depth > _DEPTH:
-            return
-        seen.add(id(part))
-        if isinstance(part, keras.layers.Layer):
-            found.extend(_wrapped_in(part))
-        elif is_module(part):
-            found.append(part)
+    modules = []
+    for each in closures.parts_of(part, _is_module_or_layer):
+        if isinstance(each, keras.layers.Layer):
+            modules += _wrapped_in(each)
         else:
-            for held in _held_by(part):
-                search(held, depth + 1)
+            modules.append(each)
+    return modules
 
-    search(part, 0)
-    return found
+
+def _is_module_or_layer(part):
+    return isinstance(part, keras.layers.Layer) or is_module(part)
 
 
 def _wrapped_in(layer):
@@ -67,43 +57,6 @@ def _wrapped_in(layer):
         for each in layer._flatten_layers()
         if isinstance(each, keras.layers.TorchModuleWrapper)
     ]
-
-
-def _held_by(part):
-    """Return the objects that a callable may look at when it runs."""
-    if isinstance(part, functools.partial):
-        return [part.func, *part.args, *part.keywords.values()]
-    if isinstance(part, types.MethodType):
-        return [part.__self__, part.__func__]
-    if isinstance(part, types.FunctionType):
-        return _held_by_function(part)
-    if isinstance(part, dict):
-        return list(part.values())
-    if isinstance(part, (list, tuple, set)):
-        return list(part)
-    opaque = (type, types.ModuleType, np.ndarray)
-    if isinstance(part, opaque) or not hasattr(part, "__dict__"):
-        return []
-    return [vars(type(part)).get("__call__"), *vars(part).values()]
-
-
-def _held_by_function(function):
-    held = [*(function.__defaults__ or ()), *vars(function).values()]
-    held += (function.__kwdefaults__ or {}).values()
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a cell that is still empty
-            held.append(cell.cell_contents)
-    names = _names_in(function.__code__)
-    return held + [v for k, v in function.__globals__.items() if k in names]
-
-
-def _names_in(code):
-    """Return the names in a function, and in the functions inside of it."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_in(constant)
-    return names
 
 
 @contextlib.contextmanager
