@@ -51,7 +51,8 @@ MOVING = {
         {"height_factor": (-0.5, 0.5), "width_factor": (-0.3, 0.6), **NEAREST},
     ),
 }
-# Those that leave them, each with arguments that make it do something.
+# Those that leave them, where this Keras has them, with arguments that make
+# them do something.
 IN_PLACE = {
     "AutoContrast": {},
     "ContrastLimitedAdaptiveHistogramEqualization": {"tile_grid_size": (2, 2)},
@@ -133,7 +134,9 @@ def test_half_precision_rounds_no_mask(name, policy):
     assert np.all(np.isin(expected, values))
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize(
+    "name", [name for name in IN_PLACE if hasattr(keras.layers, name)]
+)
 def test_layers_that_leave_pixels_in_place(name):
     mask = ids()
     augment = ConsistentAugment(
@@ -161,7 +164,7 @@ def test_every_layer_of_keras_is_known():
         for name in dir(keras.layers)
         if hasattr(getattr(keras.layers, name), "get_random_transformation")
     }
-    assert layers == known
+    assert layers <= known
 
 
 @pytest.mark.parametrize("kind", ["RandomCrop", "CenterCrop"])
