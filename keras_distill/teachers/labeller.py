@@ -187,10 +187,11 @@ def _with_values(view):
 
     def convert(leaf):
         leaf = keras.ops.convert_to_numpy(leaf)
-        kind = keras.backend.standardize_dtype(leaf.dtype)
-        if kind in ("float64", "bfloat16"):
+        if leaf.dtype.kind in "OSU":
+            return leaf  # Text.
+        if str(leaf.dtype) in ("float64", "bfloat16"):
             leaf = leaf.astype("float32")
-        if keras.backend.backend() == "torch" and kind != "string":
+        if keras.backend.backend() == "torch":
             return keras.ops.convert_to_tensor(leaf)
         return leaf
 

@@ -191,6 +191,7 @@ class _Recorder:
             rows[f"drawn_{name}"] = values if per_row else values[np.newaxis]
         for output, values in zip(self.outputs, tree.flatten(answers)):
             _check_finite(values, samples)
+            _check_shape(values.shape[1:], output.shape)
             output.write(rows, values)
         self.unsaved.append(rows)
         size = sum(part.nbytes for part in self.unsaved)
@@ -275,6 +276,14 @@ def _check_finite(values, samples):
             f"a batch, such as {samples[bad][:5].tolist()}. Check the teacher "
             "on them, and that its inputs have the range and preprocessing "
             "that it was trained with. What was recorded before is kept."
+        )
+
+
+def _check_shape(shape, expected):
+    if shape != expected:
+        raise ValueError(
+            "A teacher's outputs must have one shape in all batches. Received: "
+            f"shape {shape} after {expected}."
         )
 
 
