@@ -124,7 +124,17 @@ def loss_policy(student):
     return student.dtype_policy
 
 
-def predicts_classes(student, live_teacher):
+def hints_alone(distiller, live_teacher):
+    """Tell whether no loss means the hints and nothing besides; log it."""
+    if not distiller.hints:
+        return False
+    if _predicts_classes(distiller.student, live_teacher):
+        return False
+    warnings_of.hints_alone()
+    return True
+
+
+def _predicts_classes(student, live_teacher):
     """Tell whether the outputs may be compared as classes.
 
     They may where nothing is known of the models. Where their graphs are known,

@@ -14,16 +14,15 @@ import functools
 
 import keras
 from keras import ops
-from keras import tree
 
 from keras_distill import _backend
-from keras_distill import _features
 from keras_distill import _outputs
 from keras_distill import checks
 from keras_distill import warnings_of
 from keras_distill.batches import labels_or_none
 from keras_distill.batches import unpack
 from keras_distill.batches import with_labels_or_none
+from keras_distill.building import BuildsSteps
 from keras_distill.directions import set_directions
 from keras_distill.hints import TakesHints
 from keras_distill.hints import split
@@ -48,7 +47,7 @@ from keras_distill.views.consistent_augment import view_of_each
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
+class Distiller(TakesHints, KeepsLogs, SavesStudent, BuildsSteps, keras.Model):
     """Trains a student to be like its teacher, in plain `fit()`.
 
     Each training step draws one view of the batch, shows it to both models, and
@@ -268,7 +267,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             "log_schedules": log_schedules,
             **kwargs,
         }
-        if loss is None and not self._hints_alone():
+        if loss is None and not checks.hints_alone(self, self._live_teacher):
             loss = FunctionMatching()
         names = getattr(self.student, "output_names", None)
         num_outputs = len(names or [""])
@@ -297,15 +296,6 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         )
         self._keep_compile_arguments({**given, "optimizer": self.optimizer})
 
-    def _hints_alone(self):
-        """Whether no loss means the hints and nothing besides them."""
-        if not self.hints or checks.predicts_classes(
-            self.student, self._live_teacher
-        ):
-            return False
-        warnings_of.hints_alone()
-        return True
-
     def _check_outputs(self, objective):
         checks.check_outputs(self.student, self._live_teacher, objective)
         if self._recording is not None:
@@ -321,7 +311,8 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
         arguments["validation_data"] = with_labels_or_none(
             arguments.get("validation_data")
         )
-        set_directions(arguments.get("callbacks"), self._logs)
+        if self.compiled:
+            set_directions(arguments.get("callbacks"), self._logs)
         if self._recording is not None:
             arguments = replayed(self._recording, arguments)
         self._fitting = True
@@ -407,70 +398,3 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, keras.Model):
             None,
             training,
         )
-
-    def make_train_function(self, force=False):
-        self._make("train_function", super().make_train_function, force)
-
-    def make_test_function(self, force=False):
-        self._make("test_function", super().make_test_function, force)
-
-    def _make(self, name, make, force):
-        """Make a compiled step that is fed the teacher and is watched."""
-        existing = getattr(self, name)
-        make(force)
-        if getattr(self, name) is existing:
-            return
-        function = _backend.feed(
-            self,
-            getattr(self, name),
-            self._variables_read(name == "train_function"),
-        )
-
-        def watched(*arguments):
-            self._settle_logs()
-            result = function(*arguments)
-            self._steps_taken += 1
-            self._collect_logs(_backend.logs_of(result))
-            return result
-
-        setattr(self, name, watched)
-
-    # Keras builds models, metrics and optimizers on a batch of data. What they
-    # get to see is the view, which may have another size.
-
-    def _symbolic_build(self, iterator=None, data_batch=None):
-        if data_batch is None:
-            data_batch = _backend.first_batch(iterator)
-        x, labels, _, _ = unpack(data_batch)
-        teacher_view = x
-        if self.augment is not None:
-            if labels is not None and self._compile_metrics is not None:
-                labels = self._followed_spec(x, labels)
-            x, teacher_view = view_of_each(self.augment.view_spec(x))
-        self._build_hints(x, teacher_view)
-        super()._symbolic_build(data_batch=(x, Targets(labels)))
-
-    def _followed_spec(self, images, labels):
-        """Return symbolic labels of the shapes that they have in a view."""
-
-        def follow(data):
-            images, labels = data
-            _, drawn = self.augment.draw(images)
-            view = View(self.augment, drawn, images)
-            return tree.map_structure(view.follow, labels)
-
-        specs = _features.specs_of((images, labels))
-        return tree.map_structure(
-            lambda followed, label: keras.KerasTensor(
-                followed.shape, label.dtype
-            ),
-            _features.output_spec(follow, specs),
-            specs[1],
-        )
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """TensorFlow alone: build early, so that callbacks find weights."""
-        if self.built:
-            super()._maybe_symbolic_build(iterator, data_batch)
-        else:
-            self._symbolic_build(iterator, data_batch)

@@ -84,7 +84,8 @@ def pack(model, path):
 
     ```python
     import keras
-        from keras_distill.compression import pack, unpack
+    import numpy as np
+    from keras_distill.compression import pack, unpack
 
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(16, "relu"),
