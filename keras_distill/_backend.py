@@ -14,6 +14,7 @@ backends differ in where state lives while that batch is prepared:
 """
 
 import contextlib
+import json
 import os
 
 import keras
@@ -179,7 +180,14 @@ def has_values(tensors):
 def check_processes():
     """Raise if each of several processes would train a student of its own."""
     count = 1
-    if _BACKEND == "torch":
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        workers = cluster.get("cluster", {}).get("worker", [])
+        if not tf.distribute.has_strategy():
+            count = max(1, len(workers))
+    elif _BACKEND == "torch":
         import torch
 
         distributed = torch.distributed

@@ -301,7 +301,5 @@ def test_mixed_labels_of_another_structure_than_the_outputs():
     augment = ConsistentAugment([MixUp()])
     distiller = Distiller(student=cnn(2), teacher=cnn(4), augment=augment)
     distiller.compile("adam", ClassicKD())
-    with pytest.raises(
-        ValueError, match="the data has several labels"
-    ):
+    with pytest.raises(ValueError, match="the data has several labels"):
         distiller.fit(x, {"a": y, "b": y}, verbose=0)
