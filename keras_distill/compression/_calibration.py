@@ -6,7 +6,6 @@ operation. Where it fails, these are between the layers.
 
 from keras import tree
 
-from keras_distill.compression._models import layers_of
 from keras_distill.compression.quantization_aware import quantize_aware
 from keras_distill.compression.quantization_aware import with_constants
 from keras_distill.compression.quantized_layers import FakeQuantization
@@ -26,7 +25,9 @@ def calibrated(model, examples):
     """
     copy = quantize_aware(model)
     ranges = [
-        layer for layer in layers_of(copy) if type(layer) is FakeQuantization
+        layer
+        for layer in copy._flatten_layers()
+        if type(layer) is FakeQuantization
     ]
     for layer in ranges:
         layer.is_calibrating = True

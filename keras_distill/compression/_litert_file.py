@@ -3,6 +3,7 @@
 import collections
 
 from keras_distill.compression._converter_errors import layer_of
+from keras_distill.compression._models import layers_of
 
 # Pixels come as floats: what scales them is no part of the network.
 _SCALING = ("ADD", "CAST", "DIV", "MUL", "RESHAPE", "SUB")
@@ -26,8 +27,8 @@ _LOOP = (
     "LiteRT has ranges for no loop, so what is in it, such as a recurrent "
     "layer, computes in floats"
 )
-_UNKNOWN = "`quantize_aware` does not round inside of these layers"
-_NO_KERNEL = "LiteRT can't compute these in int8"
+_UNKNOWN = "`quantize_aware` does not round inside of some layers"
+_NO_KERNEL = "LiteRT has no int8 form of some operations"
 
 
 def notes_on(content, model, aware):
@@ -41,20 +42,28 @@ def notes_on(content, model, aware):
     floats, count = operations_in_floats(content)
     if not floats:
         return []
-    places = collections.defaultdict(dict)
+    places, reasons = collections.defaultdict(dict), {}
     for operation, tensor in floats:
-        places[operation][layer_of(tensor.split(";")[0], model)] = None
+        layer = layer_of(tensor.split(";")[0], model)
+        places[operation][layer] = None
+        reasons[_reason(operation, layer, model, aware)] = None
     named = [
         operation + _in_layers([layer for layer in layers if layer])
         for operation, layers in places.items()
     ]
-    reasons = [_LOOP] if "WHILE" in places else []
-    if places.keys() - {"WHILE"}:
-        reasons.append(_UNKNOWN if aware else _NO_KERNEL)
     return [
         f"{len(floats)} of {count} operations in the int8 file compute in "
         f"float32: {', '.join(named)}. {'; '.join(reasons)}."
     ]
+
+
+def _reason(operation, name, model, aware):
+    if operation == "WHILE":
+        return _LOOP
+    for layer in layers_of(model):
+        if layer.name == name and hasattr(layer, "why_floats"):
+            return layer.why_floats
+    return _UNKNOWN if aware else _NO_KERNEL
 
 
 def _in_layers(names):

@@ -20,9 +20,12 @@ from keras_distill._graphs import has_graph
 from keras_distill._graphs import nodes
 from keras_distill.compression._models import check_model
 from keras_distill.compression._models import layers_of
+from keras_distill.compression.quantized_blocks import BLOCKS
+from keras_distill.compression.quantized_blocks import block
 from keras_distill.compression.quantized_layers import QUANTIZED
 from keras_distill.compression.quantized_layers import FakeQuantization
 from keras_distill.compression.quantized_layers import as_constant
+from keras_distill.compression.quantized_layers import is_projection
 from keras_distill.compression.quantized_layers import quantized
 from keras_distill.compression.quantized_layers import separated
 from keras_distill.compression.quantized_layers import set_rounded_weights
@@ -197,10 +200,13 @@ class _Replacement:
                 self.passed[id(inner)] = outer
 
     def __call__(self, operation):
-        new = [operation]
-        if type(operation) in (*QUANTIZED, layers.SeparableConv2D):
+        new, node = [operation], self.calls[operation]
+        kind = type(operation)
+        if kind in BLOCKS and BLOCKS[kind].fits(operation, node):
+            new = [block(operation, self.momentum)]
+        elif _has_rounded_kernel(operation):
             new = self._with_ranges_between(_with_rounded_kernel(operation))
-            if self._is_raw(self.calls[operation].input_tensors[0]):
+            if self._is_raw(node.input_tensors[0]):
                 new.insert(0, self._range(f"{operation.name}_input"))
         if self._is_rounded(operation, new[-1]):
             new.append(self._range(new[-1].name))
@@ -240,6 +246,12 @@ class _Replacement:
         (reader, *others) = self.readers[id(outputs[0])]
         fused = _takes_relu(last) and not others and _is_relu(reader)
         return not fused
+
+
+def _has_rounded_kernel(layer):
+    if type(layer) is layers.EinsumDense:
+        return is_projection(layer)
+    return type(layer) in (*QUANTIZED, layers.SeparableConv2D)
 
 
 def _with_rounded_kernel(layer):

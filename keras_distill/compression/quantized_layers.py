@@ -193,11 +193,45 @@ class QuantizedDepthwiseConv2D(_RoundedKernel, layers.DepthwiseConv2D):
         return (0, 1)  # (height, width, inputs, multiplier)
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
+class QuantizedEinsumDense(_RoundedKernel, layers.EinsumDense):
+    """An EinsumDense with a rounded kernel, if `is_projection` of it."""
+
+    def call(self, inputs, training=None):
+        outputs = ops.einsum(self.equation, inputs, self.rounded_kernel())
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs
+
+    def _window(self):
+        kernel, outputs = _kernel_and_outputs(self.equation)
+        return tuple(i for i, name in enumerate(kernel) if name not in outputs)
+
+
+def _kernel_and_outputs(equation):
+    read, outputs = equation.replace(" ", "").split("->")
+    return read.split(",")[1], outputs
+
+
+def is_projection(layer):
+    """Return whether an EinsumDense is a Dense layer on reshaped tensors.
+
+    Each axis of its kernel is summed over or is an axis of the outputs alone.
+    The file has others as products of two tensors, with a kernel of one scale.
+    """
+    inputs = layer.equation.replace(" ", "").split(",")[0]
+    kernel, outputs = _kernel_and_outputs(layer.equation)
+    return all((name in inputs) != (name in outputs) for name in kernel)
+
+
 QUANTIZED = {
     layers.Conv1D: QuantizedConv1D,
     layers.Conv2D: QuantizedConv2D,
     layers.Dense: QuantizedDense,
     layers.DepthwiseConv2D: QuantizedDepthwiseConv2D,
+    layers.EinsumDense: QuantizedEinsumDense,
 }
 _PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
 
@@ -235,7 +269,10 @@ def set_weights(layer, new):
     """Give what a layer has become its weights, as many as each can take."""
     weights = layer.get_weights()
     for part in new:
-        if isinstance(part, _RoundedKernel):
+        if hasattr(part, "plain_weights"):
+            for weight, value in zip(part.plain_weights(), weights):
+                weight.assign(value)
+        elif isinstance(part, _RoundedKernel):
             part.set_weights(weights[: len(part.weights)])
             weights = weights[len(part.weights) :]
 
@@ -251,7 +288,7 @@ def as_constant(layer):
         )
     if type(layer) in _PLAIN:
         return _PLAIN[type(layer)].from_config(layer.get_config())
-    return None
+    return layer.as_constant() if hasattr(layer, "as_constant") else None
 
 
 def set_rounded_weights(layer, new):
@@ -260,3 +297,5 @@ def set_rounded_weights(layer, new):
         kernel = ops.convert_to_numpy(layer.rounded_kernel())
         _, *bias = layer.get_weights()
         new.set_weights([np.array(kernel), *bias])
+    elif hasattr(layer, "constant_weights"):
+        new.set_weights(layer.constant_weights())

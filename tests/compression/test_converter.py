@@ -142,7 +142,7 @@ def test_what_stays_in_floats_is_said(tmp_path):
     ):
         export_litert(model, tmp_path / "model", "int8", representative_data=x)
     report = compare({"name": model}, litert="int8", rounds=1)
-    (note,) = report.notes
+    note = report.notes[0]
     assert note.startswith("litert_int8 of name: ") and "WHILE" in note
 
 

@@ -14,8 +14,17 @@ from common import weights_of
 from common import with_tied_layers
 from keras import layers
 from keras import ops
+from litert_files import answers_of
+from litert_files import interpreter_of
+from litert_files import tensorflow_only
 
+from keras_distill.compression import export_litert
 from keras_distill.compression import quantize_aware
+from keras_distill.compression._litert_file import operations_in_floats
+from keras_distill.compression.quantization_aware import with_constants
+from keras_distill.compression.quantized_blocks import (
+    QuantizedMultiHeadAttention,
+)
 from keras_distill.compression.quantized_layers import FakeQuantization
 from keras_distill.compression.quantized_layers import QuantizedConv2D
 from keras_distill.compression.quantized_layers import QuantizedDense
@@ -215,6 +224,147 @@ def test_normalizations_that_stay_do_not_learn():
     copy(vectors()[0], training=True)
     for old, new in zip(before, weights_of(copy.layers[0]), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def transformer(blocks=1, width=16):
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(width, 2, strides=2, name="patches")(inputs)
+    x = layers.Reshape((16, width))(x)
+    for block in range(blocks):
+        y = layers.LayerNormalization(name=f"first_{block}")(x)
+        heads = layers.MultiHeadAttention(4, width // 4, name=f"heads_{block}")
+        x = layers.Add()([x, heads(y, y)])
+        y = layers.LayerNormalization(center=False, name=f"next_{block}")(x)
+        y = layers.EinsumDense("abc,cd->abd", (16, 2 * width), bias_axes="d")(y)
+        y = layers.Dense(width)(layers.Activation("gelu")(y))
+        x = layers.Add()([x, y])
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(5)(x))
+
+
+def with_other_weights(model):
+    """Biases, scales and offsets that are not zero or one."""
+    generator = np.random.default_rng(0)
+    model.set_weights(
+        [w + generator.normal(0, 0.1, w.shape) for w in model.get_weights()]
+    )
+    return model
+
+
+def test_a_transformer_computes_what_it_did(tmp_path):
+    model = with_other_weights(transformer())
+    x, _ = images()
+    x = x / 255
+    copy = quantize_aware(model)
+    rounded = {name for name in names_of(copy) if name.endswith("_range")}
+    assert {"heads_0_range", "first_0_range", "einsum_dense_range"} <= rounded
+    copy(x, training=True)
+    expected = to_numpy(model(x, training=False))
+    outputs = to_numpy(copy(x, training=False))
+    assert not np.array_equal(outputs, expected)
+    assert np.abs(outputs - expected).max() < 0.03 * np.ptp(expected)
+    copy.save(tmp_path / "copy.keras")
+    loaded = keras.models.load_model(tmp_path / "copy.keras")
+    np.testing.assert_array_equal(to_numpy(loaded(x, training=False)), outputs)
+    constant = with_constants(copy)
+    np.testing.assert_allclose(
+        to_numpy(constant(x, training=False)), outputs, atol=1e-4
+    )
+
+
+def test_kernels_and_ranges_of_attention_are_rounded():
+    """Against NumPy in float64."""
+    layer = QuantizedMultiHeadAttention(num_heads=2, key_dim=3, value_dim=4)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    layer(x, x, training=True)
+    outputs = to_numpy(layer(x, x, training=False)).astype("float64")
+
+    def rounded(values, name):
+        low, high = layer.ranges[name].tracked_range()
+        scale = (high - low) / 255
+        zero = np.round(-low / scale)
+        steps = np.clip(np.round(values / scale) + zero, 0, 255)
+        return (steps - zero) * scale
+
+    def projected(equation, values, dense, axes):
+        kernel = to_numpy(dense.kernel).astype("float64")
+        scale = np.abs(kernel).max(axis=axes, keepdims=True) / 127
+        kernel = np.round(kernel / scale) * scale
+        return np.einsum(equation, values, kernel) + to_numpy(dense.bias)
+
+    query, key, value = (
+        rounded(projected("btc,cnh->btnh", x, getattr(layer, dense), 0), name)
+        for name, dense in (
+            ("query", "query_dense"),
+            ("key", "key_dense"),
+            ("value", "value_dense"),
+        )
+    )
+    scores = rounded(np.einsum("bqnh,bknh->bnqk", query, key), "scores")
+    scores = rounded(scores / np.sqrt(3), "scaled")
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    context = rounded(np.einsum("bnqk,bknh->bqnh", weights, value), "context")
+    expected = projected("bqnh,nhc->bqc", context, layer.output_dense, (0, 1))
+    # One step of a range that a sum lies between two of.
+    assert np.abs(outputs - expected).max() < 0.02 * np.ptp(expected)
+    assert np.abs(outputs - expected).mean() < 0.002 * np.ptp(expected)
+
+
+def test_masks_count_in_rounded_attention():
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True)(inputs)
+    x = layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    tokens = np.array([[3, 4, 5, 0, 0], [1, 2, 3, 4, 5]])
+    copy = quantize_aware(model)
+    copy(tokens, training=True)
+    expected = to_numpy(model(tokens))[tokens > 0]
+    outputs = to_numpy(copy(tokens, training=False))[tokens > 0]
+    assert np.abs(outputs - expected).max() < 0.05 * np.ptp(expected)
+
+
+def test_what_has_no_ranges_inside_stays_as_it_is():
+    query = keras.Input((3, 4, 8))
+    heads = layers.MultiHeadAttention(2, 4, attention_axes=(1, 2), name="in_2d")
+    x = heads(query, query)
+    x = layers.LayerNormalization(axis=(1, 2), name="over_places")(x)
+    x = layers.EinsumDense("abcd,bde->abce", (3, 4, 2), name="each")(x)
+    copy = quantize_aware(keras.Model(query, x))
+    for name, kind in (
+        ("in_2d", layers.MultiHeadAttention),
+        ("over_places", layers.LayerNormalization),
+        ("each", layers.EinsumDense),
+    ):
+        assert type(copy.get_layer(name)) is kind
+
+
+@tensorflow_only
+def test_the_file_of_a_transformer_is_in_int8(tmp_path):
+    model = quantize_aware(with_other_weights(transformer(blocks=2)))
+    x, _ = images(count=64)
+    x = x / 255
+    model.compile(keras.optimizers.SGD(1e-4), "mse")
+    model.fit(x, np.zeros((64, 5)), verbose=0)
+    with pytest.warns(UserWarning, match=r"RSQRT \(first_0.*8 bits can't hold"):
+        export_litert(model, tmp_path / "model", "int8")
+    (outputs,) = answers_of(tmp_path / "model", x)
+    expected = to_numpy(model(x, training=False))
+    assert np.abs(outputs - expected).mean() < 0.02 * np.ptp(expected)
+    floats, _ = operations_in_floats((tmp_path / "model").read_bytes())
+    # Of four normalizations, what has to do with the variance.
+    assert {kind for kind, _ in floats} == {
+        "ADD",
+        "MEAN",
+        "MUL",
+        "RSQRT",
+        "SQUARE",
+    }
+    assert len(floats) == 4 * 5, floats
+    dtypes = [
+        tensor["dtype"] is np.float32
+        for tensor in interpreter_of(tmp_path / "model").get_tensor_details()
+    ]
+    assert sum(dtypes) < 0.3 * len(dtypes)
 
 
 # Under a Distiller: `test_a_student_that_learned_in_int8`, with the file.
