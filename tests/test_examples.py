@@ -47,6 +47,15 @@ def test_compare_losses(tmp_path):
     assert len(json.loads(out.read_text())["rows"]) == 6
 
 
+@pytest.mark.parametrize("example", ["regression.py", "multi_label.py"])
+def test_values_and_labels(example, tmp_path):
+    out = tmp_path / "results.json"
+    run(example, tmp_path, "--smoke", "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert {len(row) for row in rows.values()} == {1}
+    assert any("no labels" in name for name in rows)
+
+
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="elsewhere, each of the five files takes another process",

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_distill import _schedules
-from keras_distill.losses import divergence
+from keras_distill.losses import correlation
 from keras_distill.losses.with_labels import WithLabels
 from keras_distill.losses.with_labels import check_any_weight
 from keras_distill.losses.with_labels import non_negative
@@ -126,13 +126,13 @@ class DIST(WithLabels):
 
     def _inter_loss(self, y_true, y_pred):
         teacher, student = self.logits(y_true, y_pred)
-        return self.temperature**2 * divergence.inter_class_distance(
+        return self.temperature**2 * correlation.inter_class_distance(
             teacher, student, self.temperature
         )
 
     def _intra_loss(self, y_true, y_pred):
         teacher, student = self.logits(y_true, y_pred)
-        distance = divergence.intra_class_distance(
+        distance = correlation.intra_class_distance(
             teacher, student, self.temperature, _weights_of(y_true)
         )
         return ops.broadcast_to(

@@ -9,6 +9,7 @@ import keras
 from keras_distill import _arguments
 from keras_distill import _schedules
 from keras_distill._keras_internals import get_keras_mask
+from keras_distill.losses import correlation
 from keras_distill.losses import divergence
 from keras_distill.losses import shapes
 from keras_distill.losses import weighing
@@ -158,8 +159,8 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
         )
         if self.standardize_logits:
             return (
-                divergence.standardize(teacher),
-                divergence.standardize(student),
+                correlation.standardize(teacher),
+                correlation.standardize(student),
             )
         return teacher, student
 
