@@ -210,16 +210,11 @@ def check_recording(student, recording, objective):
         return
     terms = objective.terms_of(student_outputs)
     _check_structure(recording.specs(), student_outputs, terms)
-    recorded = recording.manifest["from_logits"]
-    for _, losses in terms:
+    for path, losses in terms:
         for loss in _teacher_losses(losses):
-            reads_logits = loss.predicts in ("classes", "labels")
-            if reads_logits and loss.from_logits != recorded:
-                raise ValueError(
-                    "The outputs were recorded with from_logits="
-                    f"{recorded}. Received: {type(loss).__name__}(from_logits="
-                    f"{loss.from_logits}). Use the same in both."
-                )
+            recording.check_loss(loss)
+            for ending in recording.endings(path):
+                _check_ending("teacher", loss, **ending)
 
 
 def _teacher_losses(terms):
@@ -259,19 +254,30 @@ def _check_endings(role, model, outputs, terms):
         except ValueError:
             continue  # A teacher without the output of a label loss.
         layer, activation = _outputs.ending_activation(output)
-        found = (
-            f"Received: the {role} {model.name!r} ends in the layer "
-            f"{getattr(layer, 'name', None)!r} with activation={activation!r}."
-        )
+        ending = {
+            "model": model.name,
+            "layer": getattr(layer, "name", None),
+            "activation": activation,
+        }
         for term in losses:
-            if term.uses_teacher and term.loss.predicts in _INSTEAD:
-                _check_ending(role, activation, term.loss, found)
+            if term.uses_teacher:
+                _check_ending(role, term.loss, **ending)
                 _check_last_axis(role, layer, output, term.loss)
             elif role == "student" and not term.compares_with_teacher:
-                _check_label_loss(activation, term.loss, found)
+                _check_label_loss(term.loss, **ending)
 
 
-def _check_ending(role, activation, loss, found):
+def _found(role, model, layer, activation):
+    return (
+        f"Received: the {role} {model!r} ends in the layer {layer!r} with "
+        f"activation={activation!r}."
+    )
+
+
+def _check_ending(role, loss, model, layer, activation):
+    if loss.predicts not in _INSTEAD:
+        return
+    found = _found(role, model, layer, activation)
     name = f"{type(loss).__name__}(from_logits={loss.from_logits})"
     kind = _ENDS.get(activation)
     if kind is not None and kind != loss.predicts:
@@ -308,7 +314,7 @@ def _check_last_axis(role, layer, output, loss):
 _NO_PROBABILITIES = ("linear", "log_softmax", "log_sigmoid", "tanh")
 
 
-def _check_label_loss(activation, loss, found):
+def _check_label_loss(loss, model, layer, activation):
     """Raise if a plain Keras loss contradicts the student's last layer."""
     from_logits = getattr(loss, "from_logits", None)
     if from_logits is None and label_loss.has_from_logits(loss.call):
@@ -323,8 +329,9 @@ def _check_label_loss(activation, loss, found):
         return
     raise ValueError(
         f"The loss {loss.name!r} has from_logits={from_logits}: it takes "
-        f"{given}, and the student returns {returned}. {found} Give the loss "
-        f"with `from_logits={not from_logits}`."
+        f"{given}, and the student returns {returned}. "
+        f"{_found('student', model, layer, activation)} Give the loss with "
+        f"`from_logits={not from_logits}`."
     )
 
 

@@ -139,10 +139,12 @@ class Term:
             )
         if getattr(self.loss, "predicts", None) not in ("classes", None):
             return None
-        classes = belonging.output.shape[-1]
-        kind = as_one_hot_or_sparse(
-            belonging.raw_labels, belonging.output.shape
-        )
+        labels, output = belonging.raw_labels.shape, belonging.output.shape
+        # Where the view crops, places have another size before it.
+        places = min(len(labels), len(output) - 1)
+        labels = keras.KerasTensor((*output[:places], *labels[places:]))
+        classes = output[-1]
+        kind = as_one_hot_or_sparse(labels, output)
         return classes if kind == "sparse" and classes > 1 else None
 
 

@@ -2,7 +2,6 @@
 
 import pathlib
 import time
-import zlib
 
 import keras
 import numpy as np
@@ -11,10 +10,11 @@ from keras import tree
 from keras_distill import _arguments
 from keras_distill.teachers import sources
 from keras_distill.teachers import storage
-from keras_distill.teachers import torch_modules
 from keras_distill.teachers.labeller import Labeller
 from keras_distill.teachers.live import LiveTeacher
-from keras_distill.teachers.recording import augment_fingerprint
+from keras_distill.teachers.manifest import check_same
+from keras_distill.teachers.manifest import describe
+from keras_distill.teachers.manifest import header_of
 from keras_distill.teachers.recording import outputs_of
 from keras_distill.views import ConsistentAugment
 
@@ -35,7 +35,7 @@ def record_teacher(
     seed=0,
     predicts="classes",
     from_logits=True,
-    dtype="float16",
+    dtype=None,
     top_k=None,
     teacher_preprocessing=None,
     teacher_dtype=None,
@@ -96,6 +96,8 @@ def record_teacher(
     """
     epochs = _arguments.positive_int("epochs", epochs)
     batch_size = _arguments.positive_int("batch_size", batch_size)
+    if dtype is None:
+        dtype = "float32" if predicts == "values" else "float16"
     if dtype not in ("float16", "float32"):
         raise ValueError(
             f"`dtype` must be 'float16' or 'float32'. Received: dtype={dtype!r}"
@@ -117,19 +119,18 @@ def record_teacher(
     )
     source = sources.source_of(dataset, batch_size, seed)
     labeller = Labeller(live, augment, predicts, from_logits)
-    header = {
-        "format": storage.FORMAT,
-        "predicts": predicts,
-        "from_logits": bool(from_logits),
-        "dtype": dtype,
-        "top_k": top_k and _arguments.positive_int("top_k", top_k),
-        "fingerprint": {
-            "teacher": _fingerprint(live, teacher_dtype),
-            "data": source.fingerprint,
-            "augment": augment_fingerprint(augment),
-            "keras": keras.__version__,
+    header = header_of(
+        live,
+        source,
+        augment,
+        {
+            "predicts": predicts,
+            "from_logits": bool(from_logits),
+            "dtype": dtype,
+            "top_k": top_k and _arguments.positive_int("top_k", top_k),
+            "teacher_dtype": teacher_dtype,
         },
-    }
+    )
     path = pathlib.Path(path)
     path.mkdir(parents=True, exist_ok=True)
     manifest = storage.read_manifest(path)
@@ -139,9 +140,9 @@ def record_teacher(
             raise ValueError(
                 f"The dataset has no batches to record. Received: {dataset!r}"
             )
-        manifest = {**header, **_description(labeller, first[0], header)}
+        manifest = {**header, **describe(labeller, first[0], header)}
     else:
-        _check_same(path, manifest, header)
+        check_same(path, manifest, header)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     _Recorder(path, manifest, source, labeller).record(verbose)
 
@@ -231,43 +232,6 @@ class _Recorder:
             raise ValueError(sources.OTHER_SAMPLES)
 
 
-def _description(labeller, x, header):
-    """Return what the manifest says of the rows, from a first batch."""
-    states = labeller.seed_states
-    answers, drawn = labeller.label(x)
-    labeller.seed_states = states
-    flat = tree.flatten(answers)
-    manifest = {
-        "batch_size": len(tree.flatten(x)[0]),
-        "output_shapes": [list(output.shape[1:]) for output in flat],
-        "structure": tree.pack_sequence_as(
-            answers, [f"output_{i}" for i in range(len(flat))]
-        ),
-        "drawn_per_row": labeller.per_row(x),
-        "rows_per_epoch": None,
-        "seed_states": [state.tolist() for state in states],
-        "shards": [],
-    }
-    fields = [("sample", "<u4", ())]
-    for name, per_row in manifest["drawn_per_row"].items():
-        values = drawn[name]
-        shape = values.shape[1:] if per_row else values.shape
-        fields.append((f"drawn_{name}", _small(values.dtype), shape))
-    for output in outputs_of({**header, **manifest}):
-        if output.top_k is not None and output.top_k > output.shape[-1]:
-            raise ValueError(
-                f"`top_k` must be at most the number of classes, "
-                f"{output.shape[-1]}. Received: top_k={output.top_k}"
-            )
-        fields += output.fields
-    return {**manifest, "fields": storage.fields_of(fields)}
-
-
-def _small(dtype):
-    # Backends differ in the integers that they draw.
-    return "<i4" if np.issubdtype(dtype, np.integer) else np.dtype(dtype).str
-
-
 def _check_finite(values, samples):
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if bad.any():
@@ -285,34 +249,3 @@ def _check_shape(shape, expected):
             "A teacher's outputs must have one shape in all batches. Received: "
             f"shape {shape} after {expected}."
         )
-
-
-def _fingerprint(live, dtype):
-    values = [
-        np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).view("uint8")
-        for variable in live.weights
-    ]
-    for part in (*live.members, live.preprocessing):
-        if not isinstance(part, keras.layers.Layer):
-            for module in torch_modules.modules_of(part):
-                values += torch_modules.values_of(module)
-    checksum = 0
-    for value in values:
-        checksum = zlib.crc32(value, checksum)
-    return {
-        "members": [type(member).__name__ for member in live.members],
-        "checksum": checksum,
-        "dtype": dtype,
-    }
-
-
-def _check_same(path, manifest, header):
-    """Raise if a folder holds a recording of something else."""
-    recorded = {**manifest, **manifest["fingerprint"]}
-    for key, value in {**header, **header["fingerprint"]}.items():
-        if key != "fingerprint" and recorded[key] != value:
-            raise ValueError(
-                f"The folder {str(path)!r} holds another recording. Its "
-                f"{key} is {recorded[key]}. Received: {value}. Record into "
-                "an empty folder."
-            )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill import _outputs
 from keras_distill.teachers import storage
 from keras_distill.teachers.live import AbsentTeacher
 from keras_distill.views import ConsistentAugment
@@ -130,6 +131,51 @@ class RecordedTeacher:
                 for output in self.outputs
             }
         )
+
+    def endings(self, path):
+        """Return the last activations that a student's output compares with.
+
+        Args:
+            path: where the output lies in the student's outputs.
+
+        Returns:
+            A list with one dict per teacher that shows it, of `"model"`,
+            `"layer"` and `"activation"`.
+        """
+        name = _outputs.teacher_at(self.manifest["structure"], path)
+        names = [output.name for output in self.outputs]
+        return self.manifest["endings"][names.index(name)]
+
+    def check_loss(self, loss):
+        """Raise if a loss takes outputs for something else than was recorded.
+
+        What one teacher returned is kept as it is. Of several teachers, or of
+        the likeliest classes, there is what `predicts` made of them.
+
+        Args:
+            loss: a `DistillationLoss`.
+        """
+        recorded, logits = (
+            self.manifest[key] for key in ("predicts", "from_logits")
+        )
+        name = type(loss).__name__
+        members = self.manifest["fingerprint"]["teacher"]["members"]
+        worked = len(members) > 1 or self.manifest["top_k"] is not None
+        if worked and loss.predicts not in (None, recorded):
+            raise ValueError(
+                f"The outputs were recorded with predicts={recorded!r}, and "
+                f"averaged or shortened as such. Received: {name}, which "
+                f"compares {loss.predicts}. Record the teacher with "
+                f"`predicts={loss.predicts!r}`."
+            )
+        if "values" in (loss.predicts, recorded) or loss.predicts is None:
+            return
+        if loss.from_logits != logits:
+            raise ValueError(
+                f"The outputs were recorded with from_logits={logits}. "
+                f"Received: {name}(from_logits={loss.from_logits}). Use the "
+                "same in both."
+            )
 
     def drawn(self, rows):
         """Return what was drawn for rows, a dict of arrays."""

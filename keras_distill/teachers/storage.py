@@ -27,7 +27,7 @@ class Output:
         name: name of its fields.
         shape: shape of one answer, `(..., classes)`.
         dtype: `"float16"` or `"float32"`.
-        top_k: int, or `None` to keep all values.
+        top_k: int, or `None` to keep all values. For classes alone.
         from_logits: bool. Whether answers are logits or probabilities.
     """
 
@@ -192,6 +192,9 @@ def read_manifest(path):
             f"{file} has format {version}, and this version of keras-distill "
             f"reads format {FORMAT}. Record the teacher anew."
         )
+    # Recordings from before these entries hold outputs of classes.
+    manifest.setdefault("predicts", "classes")
+    manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
     return manifest
 
 
