@@ -188,6 +188,7 @@ def check_outputs(student, live_teacher, objective):
             else None
         )
         if teacher_outputs is not None:
+            _check_order(student, member)
             _check_structure(teacher_outputs, student_outputs, terms)
             _check_endings("teacher", member, teacher_outputs, terms)
 
@@ -219,6 +220,26 @@ def check_recording(student, recording, objective):
 
 def _teacher_losses(terms):
     return [term.loss for term in terms if term.uses_teacher]
+
+
+def _check_order(student, teacher):
+    """Raise if the same names stand in another order: places are compared."""
+    names = [
+        list(getattr(model, "output_names", None) or [])
+        for model in (student, teacher)
+    ]
+    by_place = isinstance(_outputs.known_outputs(student), (list, tuple))
+    if (
+        by_place
+        and names[0] != names[1]
+        and sorted(names[0]) == sorted(names[1])
+    ):
+        raise ValueError(
+            "Outputs in a list are compared place by place, and teacher and "
+            "student have the same names in another order. Received: student "
+            f"outputs {names[0]}, teacher outputs {names[1]}. Return dicts, or "
+            "one order in both."
+        )
 
 
 def _check_structure(teacher_outputs, student_outputs, terms):
