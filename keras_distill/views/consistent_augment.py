@@ -133,10 +133,7 @@ class ConsistentAugment(keras.layers.Layer):
                 )
 
             def apply(images, layer=layer, transformation=transformation):
-                # On PyTorch, layers that rotate write into what was drawn.
-                return layer.transform_images(
-                    images, drawings.copy(transformation), training=True
-                )
+                return drawings.apply(layer, images, transformation)
 
             view = tree.map_structure(apply, view)
             transformations.append(transformation)
@@ -164,8 +161,8 @@ class ConsistentAugment(keras.layers.Layer):
             images: the images that `draw` got; only static shapes are read.
             num_classes: int if `values` are class indices, `(batch,)`,
                 `(batch, 1)`, `(batch, height, width)` or with one channel, of
-                any dtype: where they are blended, they become one-hot rows
-                behind the other axes (in the place of the one channel). An
+                any dtype: where layers mix images they become one-hot rows,
+                behind the other axes or in the place of the one channel. An
                 index out of range (a void label) gives a row of zeros. `None`
                 for all other values.
 
@@ -200,24 +197,6 @@ class ConsistentAugment(keras.layers.Layer):
         return following.follow(
             self.layers, values, transformations, images, num_classes
         )
-
-    # To be deleted, as `mixable` below: `follow` does both.
-    def transform_labels(self, labels, transformations):
-        """Give labels (or any values per image) the drawn transformations.
-
-        Args:
-            labels: a structure of float tensors `(batch, ...)`.
-            transformations: what `draw` returned.
-        """
-        for layer, transformation in zip(self.layers, transformations):
-            if layer_kinds.mixes(layer):
-                labels = tree.map_structure(
-                    lambda values, layer=layer, drawn=transformation: (
-                        layer.transform_labels(values, drawn, training=True)
-                    ),
-                    labels,
-                )
-        return labels
 
     def view_spec(self, images):
         """Return symbolic tensors like the view of `images`.
@@ -298,35 +277,3 @@ def view_of_each(view):
     if isinstance(view, dict) and set(view) == {"student", "teacher"}:
         return view["student"], view["teacher"]
     return view, view
-
-
-def mixable(values, outputs=None):
-    """Return labels or weights in a form that can be blended.
-
-    Args:
-        values: a structure of labels or weights.
-        outputs: if given, the teacher's outputs `(batch, classes)` of the same
-            structure, which tell how many classes there are: class indices
-            become one-hot.
-    """
-
-    def blendable(value, output=None):
-        value = ops.convert_to_tensor(value)
-        is_index = not keras.backend.is_float_dtype(value.dtype)
-        is_class = output is not None and output.shape[-1] > 1
-        if is_index and is_class and value.shape != output.shape:
-            value = ops.reshape(value, ops.shape(output)[:-1])
-            return ops.one_hot(ops.cast(value, "int32"), output.shape[-1])
-        return ops.cast(value, "float32")
-
-    if outputs is None:
-        return tree.map_structure(blendable, values)
-    values_flat, outputs_flat = tree.flatten(values), tree.flatten(outputs)
-    if len(values_flat) != len(outputs_flat):
-        raise ValueError(
-            "Where images are mixed, labels must have the structure of the "
-            f"outputs. Received: {len(values_flat)} labels for "
-            f"{len(outputs_flat)} outputs."
-        )
-    flat = [blendable(v, o) for v, o in zip(values_flat, outputs_flat)]
-    return tree.pack_sequence_as(values, flat)

@@ -1,7 +1,29 @@
-"""What a chain has drawn: copied, and recorded by name and put back."""
+"""What a chain has drawn: applied, copied, recorded by name and put back."""
 
+import keras
 from keras import ops
 from keras import tree
+
+from keras_distill.views import layer_kinds
+
+
+def apply(layer, images, transformation):
+    """Return a batch of images with a layer's drawing applied."""
+    if layer_kinds.known_class(layer, (keras.layers.RandomCrop,)):
+        top, left = transformation
+        if hasattr(top, "dtype"):
+            return _crop(layer, images, top, left)
+    return layer.transform_images(images, copy(transformation), training=True)
+
+
+def _crop(layer, images, top, left):
+    """`RandomCrop`, which slices in a way that JAX can't compile."""
+    first = layer.data_format == "channels_first"
+    rows = top + ops.arange(layer.height, dtype="int32")
+    columns = left + ops.arange(layer.width, dtype="int32")
+    images = ops.cast(images, layer.compute_dtype)
+    images = ops.take(images, rows, axis=2 if first else 1)
+    return ops.take(images, columns, axis=3 if first else 2)
 
 
 def copy(transformation):

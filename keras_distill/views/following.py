@@ -87,17 +87,18 @@ def _maps_follow(values, drawn, images, num_classes):
     )
     moved = values[..., None] if place.channels is None else values
     moved = ops.moveaxis(moved, 1, -1) if place.channels == 1 else moved
-    blended = False
+    has_classes = num_classes not in (None, UNKNOWN)
+    blendable = False
     for layer, transformation in drawn:
         rule = map_rules.rule_of(layer, place)
-        if layer_kinds.mixes(layer) and rule is not map_rules.paste:
-            if not blended:
+        if layer_kinds.mixes(layer) and not blendable:
+            # What is only pasted may stay as it is, if it is no class index.
+            if has_classes or rule is not map_rules.paste:
                 moved = _blendable_maps(moved, num_classes, place)
-            blended = True
+                blendable = True
         moved = rule(layer, moved, transformation, place)
         place = place.after(layer)
-    has_classes = blended and num_classes not in (None, UNKNOWN)
-    if place.channels is None and not has_classes:
+    if place.channels is None and not (blendable and has_classes):
         return ops.squeeze(moved, -1)
     return ops.moveaxis(moved, -1, 1) if place.channels == 1 else moved
 

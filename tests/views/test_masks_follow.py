@@ -244,8 +244,7 @@ def test_an_inception_crop_shows_the_mask_where_the_image_is():
     assert sure.mean() > 0.8 and 0.1 < moved.mean() < 0.9
 
 
-# Not `RandomCrop`, which JAX can't compile.
-CHAIN = ("zoom", "flip", "rotate", "center crop", "cut")
+CHAIN = ("zoom", "flip", "rotate", "crop", "cut")
 
 
 def chain(**kwargs):

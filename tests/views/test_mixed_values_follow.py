@@ -131,15 +131,19 @@ def test_channels_first():
     )
 
 
-def test_cut_mix_pastes_indices():
-    """Nothing is blended, so masks stay class indices, void labels too."""
-    values = masks()
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
+def test_cut_mix_pastes_masks(dtype):
+    """Class indices become one-hot as under every mix; else nothing changes."""
+    values = masks().astype(dtype)
     augment = ConsistentAugment(keras.layers.CutMix(), seed=1)
     images = np.stack([values] * 3, axis=-1).astype("float32")
     view, drawn = augment.draw(images)
+    expected = to_numpy(view)[..., 0]
     moved = augment.follow(values, drawn, images, num_classes=CLASSES)
-    assert "int" in keras.backend.standardize_dtype(moved.dtype)
-    np.testing.assert_array_equal(to_numpy(moved), to_numpy(view)[..., 0])
+    assert_close(moved, one_hot(expected))
+    moved = augment.follow(values, drawn, images)
+    assert keras.backend.standardize_dtype(moved.dtype) == dtype
+    np.testing.assert_array_equal(to_numpy(moved), expected)
 
 
 def test_layers_around_a_mix():
