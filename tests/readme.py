@@ -1,5 +1,6 @@
 """Runs the README's blocks of code, unchanged."""
 
+import importlib.util
 import re
 
 import keras
@@ -10,7 +11,15 @@ CLASSES = 5
 
 
 def blocks_of(page):
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+    """Return the blocks of a page whose packages are installed."""
+    start = r'^```python(?: title="Needs (.*?)")?\n'
+    return [
+        block
+        for needs, block in re.findall(
+            start + r"(.*?)^```", page.read_text(), re.S | re.M
+        )
+        if all(importlib.util.find_spec(n) for n in needs.split(" and ") if n)
+    ]
 
 
 def run(page):

@@ -41,6 +41,17 @@ def test_digits(tmp_path):
     keras.models.load_model(tmp_path / "demo_student.keras")
 
 
+def test_torch_teacher(tmp_path):
+    arguments = ["--epochs", 2, "--recorded-epochs", 1, "--smoke"]
+    run("torch_teacher.py", tmp_path, *arguments, "--workdir", "runs")
+    file = tmp_path / f"runs/{keras.backend.backend()}.json"
+    results = json.loads(file.read_text())
+    first, last = results["curve"]
+    assert last["loss"] < first["loss"]
+    limit = 1e-3 * results["largest_logit"]
+    assert results["largest_error_of_recording"] < limit
+
+
 def test_compare_losses(tmp_path):
     out = tmp_path / "losses.json"
     run("compare_losses.py", tmp_path, "--smoke", "--out", out)

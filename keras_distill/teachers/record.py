@@ -51,8 +51,17 @@ def record_teacher(
     function again with the same arguments. It refuses to go on with another
     teacher, other data or other views.
 
+    Layers of Keras run compiled, as in `predict`. All other callables run
+    outside of what is compiled, on values: NumPy arrays on TensorFlow and JAX,
+    torch tensors on PyTorch. So a function may use NumPy, another framework, a
+    file or a server. A torch module gets torch tensors on every backend, runs
+    in evaluation mode, and is afterwards as it was before.
+
     Args:
-        teacher: as for `Distiller`: a model, a callable, or a list of them.
+        teacher: a built Keras model, a torch module, any other callable
+            `inputs -> outputs`, or a list of them. What it returns is a tensor
+            or array of any framework with one row per sample, or a structure
+            of them, or an object with `.logits`.
         dataset: what `fit()` will get, without labels or with them: an array
             (or a dict or tuple of arrays, as one input), or an iterable of
             batches `x`, `(x, y)` or `(x, y, sample_weight)` that starts over
@@ -68,19 +77,25 @@ def record_teacher(
         predicts: `"classes"`, `"labels"` or `"values"`: what the outputs are,
             as in `DistillationLoss`. Several teachers are averaged
             accordingly, and `top_k` is for classes alone.
-        from_logits: bool. Whether the teacher returns logits or probabilities.
-        dtype: `"float16"` or `"float32"`, in which answers are kept.
+        from_logits: bool. Whether the teacher returns logits or probabilities;
+            without a meaning for values.
+        dtype: `"float16"` or `"float32"`, in which answers are kept. `None`
+            means `"float32"` for values, else `"float16"`.
         top_k: int, or `None` to keep the answers for all classes. Otherwise
             the log-probabilities of the `top_k` likeliest classes are kept and
             the mass of the rest, which is spread evenly over them in replay.
-        teacher_preprocessing: as for `Distiller`.
+        teacher_preprocessing: as for `Distiller`. A function gets what the
+            teacher gets: torch tensors for a torch module.
         teacher_dtype: as for `Distiller`.
         verbose: 0 for silence, 1 for a progress bar.
 
     Raises:
+        TypeError: if the teacher can't be called, or returns something else
+            than tensors and arrays.
         ValueError: if the folder holds a recording of something else, if the
             data have no batches or of several sizes, or if the teacher's
-            answers are not finite or too large for `dtype`.
+            answers are not finite, too large for `dtype`, not one per sample,
+            or plainly no logits (or no probabilities).
 
     Example:
 
