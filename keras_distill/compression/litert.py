@@ -56,13 +56,17 @@ def export_litert(model, path, precision="float32", representative_data=None):
     - `"dynamic_int8"`: large kernels in 8 bits, a quarter of the size;
       activations are rounded as they come.
     - `"int8"`: kernels and activations in 8 bits, for processors without
-      floats. What LiteRT can't do in int8 stays in float32. Ranges come from
-      `representative_data`, or from training, with the copy that
-      `quantize_aware` returns.
+      floats. What LiteRT can't do in int8 stays in float32, and a warning
+      names it and says why: recurrent layers and other loops, for example.
+      Ranges come from `representative_data`, or from training, with the copy
+      that `quantize_aware` returns.
 
-    The file is run in the LiteRT interpreter before it gets its name. On
-    backends other than TensorFlow, a second Python process builds the model
-    anew under TensorFlow for the converter, which takes a few seconds.
+    The file is run in the LiteRT interpreter before it gets its name. Converter
+    and interpreter are native code that can end the process they run in. So
+    they run in a second Python process, which takes a few seconds, unless the
+    backend is TensorFlow and the model has nothing but the operations of common
+    convolutional networks and transformers. On other backends that process
+    builds the model again under TensorFlow.
 
     Args:
         model: a built functional or Sequential model that computes in any
@@ -78,9 +82,11 @@ def export_litert(model, path, precision="float32", representative_data=None):
 
     Raises:
         ImportError: if LiteRT is not installed.
-        ValueError: if the model has no graph of layers or inputs of unknown
-            shape, or if an argument does not fit.
-        RuntimeError: if the model can't be converted, or if the file returns
+        ValueError: if the model has no graph of layers, inputs of unknown
+            shape, lookup layers or stateful layers, or if an argument does not
+            fit.
+        RuntimeError: if the model can't be converted, with the operation that
+            LiteRT lacks; if the converter died; or if the file returns
             something else than the model: a difference above 0.5 % of the
             largest output in float32, or 5 % in float16, and in 8 bits numbers
             that are not finite, or off by half the spread of the outputs on

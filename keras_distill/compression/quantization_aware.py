@@ -71,10 +71,13 @@ def quantize_aware(model, momentum=0.99):
     Train it, by `fit()` or as the student of a `Distiller`, and write it with
     `export_litert(..., precision="int8")`. In the copy
 
-    - every kernel of a Dense, Conv1D, Conv2D, DepthwiseConv2D or
-      SeparableConv2D is rounded to 255 numbers for each output channel,
+    - every kernel of a Dense, EinsumDense, Conv1D, Conv2D, DepthwiseConv2D,
+      SeparableConv2D or MultiHeadAttention is rounded to 255 numbers for each
+      output channel,
     - activations are rounded to 256 numbers of a range, which is a moving
-      average of the smallest and largest value of the batches trained on,
+      average of the smallest and largest value of the batches trained on; those
+      inside of a MultiHeadAttention and a LayerNormalization too, but for the
+      variance and what is multiplied by its root, which 8 bits can't hold,
     - every BatchNormalization after a convolution is folded into its kernel
       (see `fold_batch_norm`), and others are in inference mode forever,
     - gradients take rounding for the identity.
@@ -82,8 +85,9 @@ def quantize_aware(model, momentum=0.99):
     A SeparableConv2D becomes a `"{name}_depthwise"` and a Conv2D of its name; a
     layer with an activation that the file has as an operation of its own, such
     as `"silu"`, becomes two, the second named `"{name}_activation"`. Layers
-    that this does not know compute in float32, with a rounded result. All
-    compute in float32, whatever their dtype policy.
+    that this does not know, such as recurrent ones, compute in float32, with a
+    rounded result; `export_litert` names them. All compute in float32, whatever
+    their dtype policy.
 
     Train with a small learning rate, such as a tenth of the last one: the
     model knows its task already.

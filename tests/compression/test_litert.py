@@ -13,6 +13,7 @@ from common import to_numpy
 from common import vectors
 from keras import layers
 from litert_files import answers_of
+from litert_files import interpreter_of
 from litert_files import operations_in
 from litert_files import tensorflow_only
 
@@ -171,6 +172,42 @@ def test_half_precision_and_a_batch_of_fixed_size(tmp_path):
     x, _ = vectors(count=4)
     (answer,) = answers_of(tmp_path / "model.tflite", x)
     np.testing.assert_allclose(answer, to_numpy(model(x)), atol=0.05)
+
+
+@tensorflow_only
+def test_four_examples_at_once(tmp_path):
+    """The interpreter can give the inputs another size."""
+    model = student()
+    x, _ = images(count=4)
+    export_litert(model, tmp_path / "model.tflite")
+    interpreter = interpreter_of(tmp_path / "model.tflite")
+    (inputs,) = interpreter.get_input_details()
+    (outputs,) = interpreter.get_output_details()
+    interpreter.resize_tensor_input(inputs["index"], x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(inputs["index"], x)
+    interpreter.invoke()
+    np.testing.assert_allclose(
+        interpreter.get_tensor(outputs["index"]),
+        to_numpy(model(x, training=False)),
+        rtol=1e-4,
+        atol=1e-3,
+    )
+
+
+@tensorflow_only
+def test_a_saved_model_that_learned_in_int8(tmp_path):
+    x, _ = images(count=32)
+    copy = quantize_aware(student())
+    copy(x, training=True)
+    copy.save(tmp_path / "copy.keras")
+    loaded = keras.models.load_model(tmp_path / "copy.keras")
+    for name, model in (("copy", copy), ("loaded", loaded)):
+        export_litert(model, tmp_path / name, "int8")
+    (first,), (second,) = (
+        answers_of(tmp_path / name, x) for name in ("copy", "loaded")
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_packed_model(tmp_path):
