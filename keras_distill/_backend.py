@@ -28,14 +28,15 @@ EMPTY = (
 )
 
 
-def run_step(model, step, annotate, frozen, arguments):
+def run_step(model, step, annotate, variables_read, arguments):
     """Run `step`, Keras's own step, on what `annotate` makes of the batch.
 
     Args:
         model: the model that owns the step.
         step: `train_step` or `test_step` of `keras.Model`, bound.
         annotate: function from a batch to an annotated batch.
-        frozen: list of variables that `annotate` reads and `feed` supplied.
+        variables_read: function that returns the list of variables that
+            `annotate` reads and `feed` supplied.
         arguments: the arguments of the step: `(data,)`, or on JAX
             `(state, data)`.
     """
@@ -51,7 +52,7 @@ def run_step(model, step, annotate, frozen, arguments):
         *zip(model.trainable_variables, trainable),
         *zip(model.non_trainable_variables, non_trainable),
         *zip(model.metrics_variables, rest[-1]),
-        *zip(frozen, frozen_values),
+        *zip(variables_read(), frozen_values),
     ]
     if len(rest) == 2:  # A training step; evaluation has no optimizer state.
         mapping += zip(model.optimizer.variables, rest[0])
@@ -64,7 +65,7 @@ def run_step(model, step, annotate, frozen, arguments):
 
 
 @contextlib.contextmanager
-def unwritten(weights, seed_states):
+def unwritten(teacher):
     """Run a block in which layers may write to weights, and undo it.
 
     Some layers write in inference too: counters, stateful recurrent layers, a
@@ -72,12 +73,14 @@ def unwritten(weights, seed_states):
     the step drops what they write.
 
     Args:
-        weights: list of variables.
-        seed_states: list of the states of random generators, which advance.
+        teacher: a `LiveTeacher`, whose `weights` are kept. The `seed_states`
+            of its random generators advance.
     """
-    if _BACKEND == "jax" or not weights:
+    weights = [] if _BACKEND == "jax" else teacher.weights
+    if not weights:
         yield
         return
+    seed_states = teacher.seed_states
     mapping = [(v, v.value) for v in (*weights, *seed_states)]
     with keras.StatelessScope(state_mapping=mapping) as scope:
         yield

@@ -345,7 +345,7 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, BuildsSteps, keras.Model):
                 self,
                 step,
                 functools.partial(self._annotate, training=training),
-                self._variables_read(training),
+                functools.partial(self._variables_read, training),
                 arguments,
             )
 

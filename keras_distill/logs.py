@@ -63,8 +63,7 @@ class KeepsLogs:
             logs = self._results(without=self._compile_metrics)
         else:
             weights = y.with_followed_weights().weights
-            super().compute_metrics(x, labels, outputs, weights)
-            logs = self._results()
+            logs = super().compute_metrics(x, labels, outputs, weights)
         if self._logs.watch is not None:
             logs[value_watch.LOG] = self._logs.watch.metric.result()
         return logs

@@ -27,19 +27,18 @@ class TeacherMetrics:
     def __init__(self, metrics, weighted_metrics, objective):
         self._given = (metrics, weighted_metrics)
         self._objective = objective
-        self._entries = None if self._all(metrics, weighted_metrics) else []
-
-    def _all(self, *given):
-        return [m for m in tree.flatten(list(given)) if _is_ours(m)]
+        flat = tree.flatten([metrics, weighted_metrics])
+        self._ours = [m for m in flat if _is_ours(m)]
+        self._entries = None if self._ours else []
 
     @property
     def metrics(self):
         if self._entries is None:
-            return self._all(*self._given)
+            return self._ours
         return [entry.metric for entry in self._entries]
 
     def __bool__(self):
-        return bool(self._all(*self._given))
+        return bool(self._ours)
 
     def logs(self):
         """Return the value of each metric, by the name of its log."""

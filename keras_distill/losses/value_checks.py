@@ -76,9 +76,8 @@ def bad_labels(labels, outputs, weights):
         )
     else:
         values = ops.reshape(values, ops.shape(outputs)[:-1])
-        inside = ops.logical_and(values >= 0.0, values < classes)
-        whole = ops.equal(values, ops.floor(values))
-        bad = ops.logical_not(ops.logical_and(inside, whole))
+        nearest = ops.clip(ops.floor(values), 0.0, classes - 1.0)
+        bad = ops.not_equal(values, nearest)
     bad = _as_float(bad)
     if weights is not None:
         bad = bad * _as_float(ops.not_equal(weights, 0.0))

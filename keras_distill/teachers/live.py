@@ -49,6 +49,13 @@ class LiveTeacher:
         self.runners = self.members
         if dtype is not None and not isinstance(teacher, AbsentTeacher):
             self.runners = [InPrecision(m, dtype) for m in self.members]
+        # Found once: a step of PyTorch asks every time.
+        self._layers = [
+            layer
+            for part in (*self.members, preprocessing)
+            for layer in closures.parts_of(part, _is_layer)
+        ]
+        self._modules = [torch_modules.modules_of(r) for r in self.runners]
 
     @property
     def variables(self):
@@ -61,11 +68,7 @@ class LiveTeacher:
         return self._all("weights")
 
     def _all(self, kind):
-        layers = [
-            layer
-            for part in (*self.members, self.preprocessing)
-            for layer in closures.parts_of(part, _is_layer)
-        ]
+        layers = self._layers
         found = {id(v): v for layer in layers for v in getattr(layer, kind)}
         return list(found.values())
 
@@ -98,7 +101,7 @@ class LiveTeacher:
 
     def __call__(self, view):
         """Return the list of the teachers' outputs for a view."""
-        with _backend.unwritten(self.weights, self.seed_states):
+        with _backend.unwritten(self):
             if self.preprocessing is not None:
                 view = _in_step(self.preprocessing, view)
             return self.outputs(view)
@@ -106,8 +109,8 @@ class LiveTeacher:
     def outputs(self, view):
         """Return the same for a view that has been preprocessed."""
         return [
-            outputs.tensors_of(_in_step(runner, view), view)
-            for runner in self.runners
+            outputs.tensors_of(_in_step(runner, view, modules), view)
+            for runner, modules in zip(self.runners, self._modules)
         ]
 
 
@@ -125,14 +128,17 @@ def _is_layer(part):
     return isinstance(part, keras.layers.Layer)
 
 
-def run(part, inputs):
+def run(part, inputs, modules=None):
     """Run a teacher or its preprocessing in inference mode.
 
     Args:
         part: a layer of Keras, a torch module or another callable.
         inputs: what it takes.
+        modules: the torch modules in it, where they are known already.
     """
-    with torch_modules.evaluating(torch_modules.modules_of(part)):
+    if modules is None:
+        modules = torch_modules.modules_of(part)
+    with torch_modules.evaluating(modules):
         if isinstance(part, keras.layers.Layer):
             return part(inputs, training=False)
         return part(inputs)
@@ -143,14 +149,14 @@ def is_compilable(part):
     return isinstance(part, (keras.layers.Layer, InPrecision))
 
 
-def _in_step(part, view):
+def _in_step(part, view, modules=None):
     """Run a part inside a training step, where a view may have no values."""
     if torch_modules.is_module(part):
         view = torch_modules.as_tensors(view, part)
     if is_compilable(part) or isinstance(part, AbsentTeacher):
-        return run(part, view)
+        return run(part, view, modules)
     try:
-        return run(part, view)
+        return run(part, view, modules)
     except Exception as error:
         if _backend.has_values(view):
             raise
