@@ -158,4 +158,4 @@ class _Counts(keras.metrics.Metric):
         self.counts[kind].assign_add(number)
 
     def result(self):
-        return ops.stack([ops.convert_to_tensor(c) for c in self.counts])
+        return ops.stack([count.value for count in self.counts])
