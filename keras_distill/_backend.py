@@ -88,19 +88,27 @@ def unwritten(teacher):
         state.assign(scope.get_current_value(state))
 
 
-def feed(model, function, frozen):
+def feed(model, function, frozen, seed_states):
     """Wrap a train or test function so that its batches carry variables.
 
     Args:
         model: the model that the function belongs to.
         function: what `make_train_function` or `make_test_function` made.
         frozen: list of variables whose values go along with every batch.
+        seed_states: those among them that are states of random generators.
     """
     if _BACKEND != "jax":
         return function
 
+    def values():
+        now = [v.value for v in frozen]
+        # What a step draws is not known outside of it: fewer numbers than this.
+        for seed_state in seed_states:
+            seed_state.assign_add([0, 1024])
+        return now
+
     def fed(state, iterator):
-        batches = (([v.value for v in frozen], batch) for batch in iterator)
+        batches = ((values(), batch) for batch in iterator)
         try:
             return function(state, batches)
         except Exception:

@@ -40,8 +40,13 @@ class Replay(keras.utils.PyDataset):
                 f"recorded: {recorded}."
             )
         if isinstance(source, sources.ArraySource):
-            data = (source.arrays, y, sample_weight)
-            self._batches = _Arrays(*data)
+            self._batches = _Arrays(source.arrays, y, sample_weight)
+        elif y is not None or sample_weight is not None:
+            raise ValueError(
+                "A dataset of batches brings its labels and weights along: "
+                "`(x, y)` or `(x, y, sample_weight)`. Received: "
+                f"x={x!r} with y or sample_weight beside it."
+            )
         else:
             self._batches = _Stream(x)
 
@@ -67,6 +72,15 @@ class _Arrays:
             lambda leaf: None if leaf is None else np.asarray(leaf),
             (x, y, sample_weight),
         )
+        sizes = [
+            sorted({len(leaf) for leaf in tree.flatten(a) if leaf is not None})
+            for a in self.arrays
+        ]
+        if any(size not in ([], sizes[0]) for size in sizes):
+            raise ValueError(
+                "`x`, `y` and `sample_weight` must have as many rows. "
+                f"Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
+            )
 
     def get(self, epoch, index, samples):
         return tree.map_structure(

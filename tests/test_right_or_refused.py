@@ -639,6 +639,29 @@ def test_a_teacher_that_writes_in_inference_stays_as_it_was():
     assert same_weights(weights_of(teacher), before)
 
 
+class Noise(layers.Layer):
+    """Adds noise in inference too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, inputs):
+        return inputs + keras.random.normal(
+            ops.shape(inputs), seed=self.seed_generator
+        )
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_teacher_that_draws_numbers_draws_others_in_each_step(wrapped):
+    x, _ = vectors()
+    model = keras.Sequential([keras.Input((6,)), Noise(), layers.Dense(4)])
+    teacher = (lambda inputs: model(inputs)) if wrapped else model
+    distiller = distiller_of(units(4, hidden=1), teacher, FunctionMatching())
+    losses = [distiller.test_on_batch(x)[0] for _ in range(4)]
+    assert len({float(loss) for loss in losses}) == 4
+
+
 def test_a_function_around_a_model_that_changes():
     x, _ = vectors()
     student, teacher = mlp(), mlp(16)

@@ -79,7 +79,7 @@ class LiveTeacher:
         return [
             v
             for v in self.variables
-            if id(v) not in weights and str(v.dtype).startswith("uint")
+            if id(v) not in weights and "int" in str(v.dtype)
         ]
 
     def find_layer(self, path):

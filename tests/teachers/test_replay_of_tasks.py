@@ -360,3 +360,16 @@ def test_the_recorded_pixels_are_those_of_the_view(tmp_path):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("arrays", [True, False])
+def test_labels_or_weights_of_another_length(tmp_path, arrays):
+    x, y = vectors(16)
+    data = x if arrays else [x[:8], x[8:]]
+    record_teacher(mlp(16), data, tmp_path, batch_size=8, verbose=0)
+    distiller = Distiller(student=mlp(), teacher=RecordedTeacher(tmp_path))
+    distiller.compile("sgd", ClassicKD())
+    message = "must have as many rows" if arrays else "its labels and weights"
+    for labels, weights in ((y[:8], None), (y, np.ones(32))):
+        with pytest.raises(ValueError, match=message):
+            distiller.fit(data, labels, sample_weight=weights, verbose=0)
