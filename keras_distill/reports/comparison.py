@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import zlib
 
 import numpy as np
 from keras import ops
@@ -42,6 +43,8 @@ def compare(
       activations and dropout write over what they read.
     - `keras_bytes`, `packed_bytes`, `litert_*_bytes`: sizes of files, written
       for this by `save` (without the optimizer), `pack` and `export_litert`.
+    - `litert_*_zipped_bytes`: what DEFLATE, the method of zip files, makes of a
+      LiteRT file. Zeros and shared values show in it, in the file itself not.
     - `litert_*_ms`: time of one inference in the LiteRT interpreter on one
       thread. The models take turns; this is the median of a model's turns, and
       `litert_*_ms_low` and `litert_*_ms_high` the smallest and the largest.
@@ -163,6 +166,11 @@ def _costs(name, model, files, notes):
         more = f" and {n - 3} more" if (n := len(macs.uncounted)) > 3 else ""
         notes.append(f"macs of {name}: not known for {some}{more}")
     sizes = {form: path.stat().st_size for form, path in files.items()}
+    zipped = {
+        f"{form}_zipped_bytes": len(zlib.compress(path.read_bytes(), 9))
+        for form, path in files.items()
+        if form.startswith("litert")
+    }
     weights = [ops.convert_to_numpy(weight) for weight in model.weights]
     parameters = sum(weight.size for weight in weights)
     energy = energies(parameters, macs, sizes.get("packed"), inference.calls)
@@ -172,5 +180,6 @@ def _costs(name, model, files, notes):
         "macs": macs.all,
         "peak_activation_bytes": peak_activation_bytes(inference),
         **{f"{form}_bytes": size for form, size in sizes.items()},
+        **zipped,
         **{f"energy_{chip}_uj": value for chip, value in energy.items()},
     }

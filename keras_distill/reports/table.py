@@ -98,6 +98,8 @@ def _label(key):
     stem, _, unit = key.rpartition("_")
     if unit in _UNITS:
         return f"{_label(stem)}, {_UNITS[unit]}"
+    if key.endswith("_zipped"):
+        return f"{_label(key.removesuffix('_zipped'))}, zipped"
     return _WORDS.get(key, key.replace("litert", "LiteRT").replace("_", " "))
 
 

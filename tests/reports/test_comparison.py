@@ -51,6 +51,23 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
 
 
 @ON_TENSORFLOW
+def test_zeros_show_in_the_zipped_file():
+    dense = mlp(200, name="dense")
+    zeros = keras.models.clone_model(dense)
+    for weight in dense.trainable_weights:
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape))
+    zeros.set_weights(
+        [np.where(np.abs(w) < 1, 0, w) for w in dense.get_weights()]
+    )
+    report = compare({"dense": dense, "zeros": zeros}, litert="int8", rounds=1)
+    full, sparse = report.to_dict().values()
+    before, after = (f["litert_int8_zipped_bytes"] for f in (full, sparse))
+    assert sparse["litert_int8_bytes"] > 0.9 * full["litert_int8_bytes"]
+    assert after < 0.8 * before
+    assert "LiteRT int8, zipped, bytes" in str(report)
+
+
+@ON_TENSORFLOW
 def test_every_precision(tmp_path):
     x, y = images()
     models = {"large": cnn(8), "small": cnn(2)}
