@@ -70,13 +70,21 @@ def unwritten(teacher):
 
     Some layers write in inference too: counters, stateful recurrent layers, a
     BatchNormalization that is called with `training=True`. On JAX the scope of
-    the step drops what they write.
+    the step drops what they write, and it is noted which generators they draw
+    from: `feed` advances those.
 
     Args:
         teacher: a `LiveTeacher`, whose `weights` are kept. The `seed_states`
             of its random generators advance.
     """
-    weights = [] if _BACKEND == "jax" else teacher.weights
+    if _BACKEND == "jax":
+        before = [(state, state.value) for state in teacher.seed_states]
+        yield
+        teacher.drawn_from.update(
+            {id(state): state for state, v in before if state.value is not v}
+        )
+        return
+    weights = teacher.weights
     if not weights:
         yield
         return
@@ -88,24 +96,23 @@ def unwritten(teacher):
         state.assign(scope.get_current_value(state))
 
 
-def feed(model, function, frozen, seed_states):
+def feed(model, function, frozen, teacher):
     """Wrap a train or test function so that its batches carry variables.
 
     Args:
         model: the model that the function belongs to.
         function: what `make_train_function` or `make_test_function` made.
         frozen: list of variables whose values go along with every batch.
-        seed_states: those among them that are states of random generators.
+        teacher: the `LiveTeacher`, whose random generators advance.
     """
     if _BACKEND != "jax":
         return function
 
     def values():
-        now = [v.value for v in frozen]
-        # What a step draws is not known outside of it: fewer numbers than this.
-        for seed_state in seed_states:
+        # How often a step draws is not known outside of it: less often.
+        for seed_state in teacher.drawn_from.values():
             seed_state.assign_add([0, 1024])
-        return now
+        return [v.value for v in frozen]
 
     def fed(state, iterator):
         batches = ((values(), batch) for batch in iterator)

@@ -34,7 +34,7 @@ class BuildsSteps:
             self,
             getattr(self, name),
             self._variables_read(name == "train_function"),
-            self._live_teacher.seed_states,
+            self._live_teacher,
         )
 
         def watched(*arguments):

@@ -49,6 +49,7 @@ class LiveTeacher:
         self.runners = self.members
         if dtype is not None and not isinstance(teacher, AbsentTeacher):
             self.runners = [InPrecision(m, dtype) for m in self.members]
+        self.drawn_from = {}  # On JAX: the `seed_states` in use, by id.
         # Found once: a step of PyTorch asks every time.
         self._layers = [
             layer
