@@ -7,7 +7,6 @@ the layers twice, which moves BatchNorm statistics twice.
 
 import contextlib
 import contextvars
-import difflib
 import functools
 import threading
 
@@ -21,52 +20,6 @@ _taps = {}  # id of a layer -> how many blocks collect from it
 
 # Quantized layers run the second of the two.
 _METHODS = ("call", "quantized_call")
-
-
-def find_layer(model, path, argument):
-    """Return the layer at `path`, such as `"backbone/block_2/conv"`.
-
-    Args:
-        model: the model to look in.
-        path: names of nested layers, joined by `/`, without the model's own.
-        argument: the name of the argument, for messages.
-
-    Raises:
-        ValueError: if there is no such layer; with what comes close.
-    """
-    layer = model
-    for name in path.split("/"):
-        matches = [child for child in _children(layer) if child.name == name]
-        if not matches:
-            close = _paths_like(model, path)
-            hint = f" Did you mean {close}?" if close else ""
-            raise ValueError(
-                f"There is no layer `{argument}`={path!r} in the model "
-                f"{model.name!r}: {layer.name!r} has no layer {name!r}.{hint} "
-                "Layers of nested models are named by path, as in "
-                "'backbone/conv_1'."
-            )
-        layer = matches[0]
-    return layer
-
-
-def _children(layer):
-    return layer._flatten_layers(include_self=False, recursive=False)
-
-
-def _paths_like(model, path):
-    """Return paths that end in the same name, or else look like `path`."""
-    paths = []
-
-    def walk(layer, prefix):
-        for child in _children(layer):
-            paths.append(prefix + child.name)
-            walk(child, f"{prefix}{child.name}/")
-
-    walk(model, "")
-    name = path.rsplit("/", 1)[-1]
-    same = [p for p in paths if p.rsplit("/", 1)[-1] == name]
-    return same[:5] or difflib.get_close_matches(path, paths, n=5, cutoff=0.5)
 
 
 @contextlib.contextmanager

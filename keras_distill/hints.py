@@ -15,6 +15,7 @@ from keras_distill import _features
 from keras_distill import _outputs
 from keras_distill._keras_internals import get_keras_mask
 from keras_distill._keras_internals import with_keras_mask
+from keras_distill._layers import find_layer
 from keras_distill.losses.hint import Hint
 from keras_distill.losses.hint import channels_last
 from keras_distill.teachers.live import AbsentTeacher
@@ -58,9 +59,7 @@ class TakesHints:
         self.hints = hints
         self.projectors = [None] * len(hints)
         self._student_layers = _Layers(
-            _features.find_layer(
-                self.student, hint.student_layer, "student_layer"
-            )
+            find_layer(self.student, hint.student_layer, "student_layer")
             for hint in hints
         )
         self._hints_ready = not hints

@@ -55,7 +55,7 @@ def test_torch_teacher(tmp_path):
 def test_compare_losses(tmp_path):
     out = tmp_path / "losses.json"
     run("compare_losses.py", tmp_path, "--smoke", "--out", out)
-    assert len(json.loads(out.read_text())["rows"]) == 6
+    assert len(json.loads(out.read_text())["rows"]) == 13
 
 
 @pytest.mark.parametrize("example", ["regression.py", "multi_label.py"])

@@ -317,8 +317,21 @@ def test_another_teacher_takes_effect():
     assert before != after
     with pytest.raises(ValueError, match="After projector"):
         distiller.teacher = conv_net(7)
-    with pytest.raises(ValueError, match="no layer 'features'"):
+    with pytest.raises(ValueError, match="does not have.*'features'"):
         distiller.teacher = backbone(4)
+
+
+def test_a_layer_is_named_by_its_path_or_the_end_of_it():
+    x, _ = images(8)
+    student, teacher = backbone(2), backbone(2)
+    losses = [
+        distiller_of(student, teacher, [Hint(name, name)]).evaluate(
+            x, verbose=0, return_dict=True
+        )["hint_loss"]
+        for name in ("body/stem/conv", "stem/conv", "conv")
+    ]
+    assert losses[0] > 0
+    assert losses == [losses[0]] * 3
 
 
 def shared_layer_net():
@@ -329,12 +342,12 @@ def shared_layer_net():
 
 REFUSED = {
     "no such layer": (
-        lambda: (backbone(2), backbone(2), Hint("conv", "body/stem/conv")),
-        r"`teacher_layer`='conv'.*Did you mean \['body/stem/conv'\]",
+        lambda: (backbone(2), backbone(2), Hint("cnov", "body/stem/conv")),
+        r"`teacher_layer`.*'cnov'.*Did you mean \['body/stem/conv'\]",
     ),
     "no such student layer": (
         lambda: (conv_net(2), conv_net(2), Hint("norm", "nrom")),
-        "`student_layer`='nrom'.*Did you mean.*'norm'",
+        "`student_layer`.*'nrom'.*Did you mean.*'norm'",
     ),
     "another rank": (
         lambda: (conv_net(2), conv_net(2), Hint("features", "pool")),

@@ -29,7 +29,7 @@ class Hint(_schedules.Controlled):
 
     Args:
         teacher_layer: name of a layer of the teacher, or its path inside nested
-            models, such as `"backbone/conv3_block4_out"`.
+            models, such as `"backbone/conv3_block4_out"`, or the end of it.
         student_layer: the same for the student.
         loss: a Keras loss, its name, or a function
             `(teacher_feature, student_feature) -> values per sample or place`.

@@ -9,7 +9,7 @@ no place in a checkpoint.
 import keras
 
 from keras_distill import _backend
-from keras_distill import _features
+from keras_distill._layers import find_layer
 from keras_distill.teachers import closures
 from keras_distill.teachers import outputs
 from keras_distill.teachers import torch_modules
@@ -98,7 +98,7 @@ class LiveTeacher:
                 "or leave out `hints`."
             )
         model = getattr(self.runners[0], "twin", self.members[0])
-        return _features.find_layer(model, path, "teacher_layer")
+        return find_layer(model, path, "teacher_layer")
 
     def __call__(self, view):
         """Return the list of the teachers' outputs for a view."""
