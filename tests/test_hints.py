@@ -317,7 +317,7 @@ def test_another_teacher_takes_effect():
     assert before != after
     with pytest.raises(ValueError, match="After projector"):
         distiller.teacher = conv_net(7)
-    with pytest.raises(ValueError, match="does not have.*'features'"):
+    with pytest.raises(ValueError, match=r"does not have.*'features'"):
         distiller.teacher = backbone(4)
 
 
