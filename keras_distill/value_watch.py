@@ -45,14 +45,17 @@ class ValueWatch:
                 self.count(_TEACHER, contradicts(output, *kind))
             self.count(_STUDENT, contradicts(belonging.output, *kind))
         for term in terms:
-            if _compares_labels_of_classes(term):
+            if _compares_with_labels(term):
                 labels = belonging.raw_labels
                 if labels is not None and not belonging.mixes_labels:
                     labels = belonging.labels()
                     self.count(
                         _LABELS,
                         bad_labels(
-                            labels, belonging.output, belonging.place_weights
+                            labels,
+                            belonging.output,
+                            term.loss.predicts,
+                            belonging.place_weights,
                         ),
                     )
                 break
@@ -114,11 +117,12 @@ def _contradiction(role):
     )
 
 
-def _compares_labels_of_classes(term):
+def _compares_with_labels(term):
+    """Tell whether a term compares labels in our own way, which is known."""
     loss = term.loss
     return (
         term.compares_with_teacher
-        and loss.predicts == "classes"
+        and loss.predicts in ("classes", "labels")
         and loss.uses_labels
         and getattr(loss, "label_loss", None) is None
     )
@@ -139,7 +143,8 @@ _MESSAGES = {
         "be right. Class indices must be whole numbers from 0 to the number of "
         "classes - 1, and one-hot labels must add up to 1. Give labels that "
         "mean 'no label' a `sample_weight` of 0, or use a `label_loss` with "
-        "`ignore_class`. For several labels at once use `BinaryKD()`."
+        "`ignore_class`. For several labels at once use `BinaryKD()`, whose "
+        "labels lie between 0 and 1, each."
     ),
 }
 

@@ -599,6 +599,52 @@ def test_labels_that_are_no_classes(labels):
         evaluated(distiller, x, labels(y))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("wrong", [-1.0, 2.0, np.nan])
+def test_several_labels_that_are_no_shares(count, wrong):
+    x, _ = vectors()
+    labels = np.random.default_rng(0).uniform(size=(32, count))
+    weights = np.ones(32)
+    distiller = distiller_of(units(count), units(count, hidden=16), BinaryKD())
+    labels = labels[:, 0] if count == 1 else labels
+    assert evaluated(distiller, x, labels)["label_loss"] > 0
+    labels[3], weights[3] = wrong, 0
+    with pytest.raises(ValueError, match="1 labels of batch 0"):
+        evaluated(distiller, x, labels)
+    if not np.isnan(wrong):
+        evaluated(distiller, x, labels, sample_weight=weights)
+
+
+@pytest.mark.parametrize("loss", [FunctionMatching, BinaryKD])
+@pytest.mark.parametrize("dtype", ["bool", "int32"])
+def test_a_teacher_that_decides_is_no_teacher(loss, dtype):
+    x, _ = vectors()
+
+    def teacher(inputs):
+        return ops.cast(inputs[:, :4] > 0, dtype)
+
+    loss = loss(1.0) if loss is BinaryKD else loss()
+    with pytest.raises(TypeError, match=f"Received: outputs of dtype '{dtype}"):
+        evaluated(distiller_of(units(4), teacher, loss), x)
+
+
+@pytest.mark.parametrize(
+    "label_loss",
+    [
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalFocalCrossentropy(from_logits=True),
+        "categorical_crossentropy",
+    ],
+)
+def test_class_indices_for_a_loss_of_one_hot_labels(label_loss):
+    x, y = vectors()
+    loss = ClassicKD(label_loss=label_loss)
+    distiller = distiller_of(mlp(), mlp(16), loss)
+    evaluated(distiller, x, np.eye(5)[y])
+    with pytest.raises(ValueError, match=r"(?s)one-hot.*Received.*\(32,"):
+        evaluated(distiller, x, y)
+
+
 def test_a_teacher_without_finite_outputs_in_a_single_batch():
     x, _ = vectors()
     teacher = mlp(16)

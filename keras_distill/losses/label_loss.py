@@ -165,6 +165,14 @@ def per_place(function, target, outputs):
     """
     if len(outputs.shape) == 1:
         target, outputs = shapes.with_units(target), shapes.with_units(outputs)
+    if is_for_one_hot(function) and len(target.shape) < len(outputs.shape):
+        raise ValueError(
+            "`label_loss` compares one-hot labels. Received: "
+            f"{name_of(function)} with labels of shape {tuple(target.shape)} "
+            f"beside outputs of shape {tuple(outputs.shape)}. Use the loss for "
+            "class indices ('sparse_categorical_crossentropy'), or "
+            "`keras.ops.one_hot(labels, classes)`."
+        )
     values, rank = function(target, outputs), len(outputs.shape) - 1
     if len(values.shape) == 0:
         return ops.broadcast_to(values, ops.shape(outputs)[:-1])
@@ -178,6 +186,12 @@ def per_place(function, target, outputs):
 def is_sparse(loss):
     """Tell whether a loss takes class indices and nothing else."""
     return "sparse" in name_of(loss).lower()
+
+
+def is_for_one_hot(loss):
+    """Tell whether a loss of Keras takes one-hot labels and nothing else."""
+    loss = getattr(loss, "__self__", loss)  # `resolve` returns its `call`.
+    return is_of_keras(loss) and is_for_softmax(loss) and not is_sparse(loss)
 
 
 def is_for_softmax(loss):

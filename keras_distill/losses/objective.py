@@ -115,15 +115,27 @@ class Term:
                     f"{self.loss.name!r} compares with labels."
                 )
         if self.compares_with_teacher:
-            target["teacher"] = belonging.teacher(
-                lambda outputs: averages.average(
-                    outputs, self.loss.predicts, self.loss.from_logits
-                )
-            )
+            target["teacher"] = self._teacher(belonging)
             weights = belonging.place_weights
             if weights is not None:
                 target["sample_weight"] = weights
         return target
+
+    def _teacher(self, belonging):
+        teacher = belonging.teacher(
+            lambda outputs: averages.average(
+                outputs, self.loss.predicts, self.loss.from_logits
+            )
+        )
+        dtype = keras.backend.standardize_dtype(teacher.dtype)
+        if self.loss.predicts in ("classes", "labels") and "float" not in dtype:
+            raise TypeError(
+                "A teacher must return logits or probabilities. Received: "
+                f"outputs of dtype '{dtype}', which look like decisions. "
+                "Return what they were decided from; labels of a teacher are "
+                "the `y` of ordinary training."
+            )
+        return teacher
 
     def _num_classes(self, belonging):
         """Return how many classes there are if labels are class indices."""

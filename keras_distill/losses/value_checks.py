@@ -8,6 +8,7 @@ models and labels show what they are in their values alone.
 
 from keras import ops
 
+from keras_distill.losses import shapes
 from keras_distill.losses.label_loss import as_one_hot_or_sparse
 
 # So many rows tell enough, and looking at them costs nothing.
@@ -56,32 +57,44 @@ def _no_softmax(outputs):
     return _as_float(ops.logical_or(ops.any(rows < -1e-3), ops.any(far)))
 
 
-def bad_labels(labels, outputs, weights):
-    """Return how many labels of classes can't be right.
+def bad_labels(labels, outputs, predicts, weights):
+    """Return for how many samples or places labels can't be right.
 
     Class indices must be whole numbers from 0 to the number of classes, and
-    one-hot labels probabilities that add up to 1, or all 0.
+    one-hot labels probabilities that add up to 1, or all 0. Of several labels
+    each must lie between 0 and 1.
 
     Args:
-        labels: as for `cross_entropy`.
-        outputs: the student's outputs `(..., classes)`.
-        weights: float `(...)`, or `None`. Labels of weight 0 may be anything.
+        labels: as for `ClassicKD`, or for `BinaryKD`.
+        outputs: the student's outputs.
+        predicts: `"classes"` or `"labels"`.
+        weights: float, one for each place of the outputs, or `None`. Labels of
+            weight 0 may be anything.
     """
-    classes = outputs.shape[-1]
-    values = ops.cast(labels, "float32")
-    if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
-        bad = ops.logical_or(
-            ops.any(values < 0.0, axis=-1),
-            ops.sum(values, axis=-1) > 1.0 + 1e-3,
-        )
-    else:
-        values = ops.reshape(values, ops.shape(outputs)[:-1])
-        nearest = ops.clip(ops.floor(values), 0.0, classes - 1.0)
-        bad = ops.not_equal(values, nearest)
-    bad = _as_float(bad)
+    wrong = _no_classes if predicts == "classes" else _no_shares
+    bad = _as_float(wrong(ops.cast(labels, "float32"), outputs))
     if weights is not None:
         bad = bad * _as_float(ops.not_equal(weights, 0.0))
     return ops.sum(bad)
+
+
+def _no_classes(labels, outputs):
+    if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
+        return ops.logical_or(
+            ops.any(labels < 0.0, axis=-1),
+            ops.sum(labels, axis=-1) > 1.0 + 1e-3,
+        )
+    labels = ops.reshape(labels, ops.shape(outputs)[:-1])
+    nearest = ops.clip(ops.floor(labels), 0.0, outputs.shape[-1] - 1.0)
+    return ops.not_equal(labels, nearest)
+
+
+def _no_shares(labels, outputs):
+    if not shapes.fits(labels.shape, outputs.shape):
+        return 0.0  # The loss says what is wrong.
+    labels = shapes.like(labels, outputs)
+    bad = ops.not_equal(labels, ops.clip(labels, 0.0, 1.0))
+    return ops.any(bad, axis=-1) if len(bad.shape) > 1 else bad
 
 
 def _as_float(condition):
