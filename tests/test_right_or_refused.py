@@ -20,6 +20,7 @@ from keras import ops
 
 from keras_distill import BinaryKD
 from keras_distill import ClassicKD
+from keras_distill import ConsistentAugment
 from keras_distill import DistillationLoss
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
@@ -626,6 +627,33 @@ def test_a_teacher_that_decides_is_no_teacher(loss, dtype):
     loss = loss(1.0) if loss is BinaryKD else loss()
     with pytest.raises(TypeError, match=f"Received: outputs of dtype '{dtype}"):
         evaluated(distiller_of(units(4), teacher, loss), x)
+
+
+def boxes_behind(view, labels, loss):
+    x, _ = images(8)
+    count = labels.shape[-1]
+    distiller = Distiller(
+        student=cnn(2, classes=count),
+        teacher=cnn(4, classes=count),
+        augment=ConsistentAugment([view]),
+    )
+    distiller.compile("sgd", loss)
+    distiller.train_on_batch(x, labels)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [ValueMatching(alpha=0.5), ValueMatching() + keras.losses.Huber()],
+)
+def test_coordinates_do_not_follow_a_view(loss):
+    labels, flip = np.ones((8, 4), "float32"), layers.RandomFlip("horizontal")
+    with pytest.warns(UserWarning, match="boxes and key points"):
+        boxes_behind(flip, labels, loss)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The view moves pixels")
+        boxes_behind(flip, labels[:, :3], loss)
+        boxes_behind(layers.RandomBrightness(0.1), labels, loss)
+        boxes_behind(flip, labels, ValueMatching())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from keras_distill import _outputs
 from keras_distill import _schedules
 from keras_distill.losses import averages
 from keras_distill.losses import label_loss
+from keras_distill.losses import value_checks
 from keras_distill.losses import weighing
 from keras_distill.losses.combined_loss import CombinedLoss
 from keras_distill.losses.combined_loss import target_of
@@ -107,6 +108,8 @@ class Term:
             labels = belonging.labels(self._num_classes(belonging))
             if labels is not None:
                 target["labels"] = labels
+                if belonging.moves_pixels and self._takes_values:
+                    value_checks.warn_of_coordinates(labels, self.loss)
             elif belonging.labels_of_others:
                 raise ValueError(
                     "The data has labels, and none for this output. Received: "
@@ -120,6 +123,12 @@ class Term:
             if weights is not None:
                 target["sample_weight"] = weights
         return target
+
+    @property
+    def _takes_values(self):
+        if self.compares_with_teacher:
+            return self.loss.predicts == "values"
+        return "crossentropy" not in self.loss.name
 
     def _teacher(self, belonging):
         teacher = belonging.teacher(

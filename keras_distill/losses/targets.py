@@ -120,6 +120,12 @@ class OutputTargets:
         """Whether the view mixes images and their labels."""
         return self.targets.view is not None and self.targets.view.mixes_labels
 
+    @property
+    def moves_pixels(self):
+        """Whether the view moves pixels to other places."""
+        view = self.targets.view
+        return view is not None and view.augment.moves_pixels
+
     def teacher(self, average):
         """Return the teacher's output; that of several as `average` does."""
         outputs = self.teachers()

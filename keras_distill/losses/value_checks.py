@@ -6,6 +6,8 @@ the models' last layers is refused at `compile()` already; functions, subclassed
 models and labels show what they are in their values alone.
 """
 
+import warnings
+
 from keras import ops
 
 from keras_distill.losses import shapes
@@ -95,6 +97,20 @@ def _no_shares(labels, outputs):
     labels = shapes.like(labels, outputs)
     bad = ops.not_equal(labels, ops.clip(labels, 0.0, 1.0))
     return ops.any(bad, axis=-1) if len(bad.shape) > 1 else bad
+
+
+def warn_of_coordinates(labels, loss):
+    """Warn if labels look like coordinates behind a view that moves pixels."""
+    if len(labels.shape) in (2, 3) and labels.shape[-1] in (2, 4):
+        warnings.warn(
+            "The view moves pixels, and labels of values stay as they are: "
+            "right for an age or a price, wrong for boxes and key points. "
+            f"Received: labels of shape {tuple(labels.shape)} for the loss "
+            f"{loss.name!r}. Move coordinates in the data pipeline, or give "
+            "the labels no weight (`alpha=1`): the teacher's values are those "
+            "of the view.",
+            stacklevel=2,
+        )
 
 
 def _as_float(condition):
