@@ -33,14 +33,14 @@ from keras_distill import SimilarityPreserving
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 WEIGHTS = (0.1, 1.0, 10.0)
+EPOCHS, STEPS = 8, 5 * digits.STEPS_AT_ONCE
 
 
 def falling(temperature):
     """From four times the temperature down to it, over the training."""
-    steps = 8 * 5 * digits.STEPS_AT_ONCE
     return FunctionMatching(
         keras.optimizers.schedules.CosineDecay(
-            4.0 * temperature, steps, alpha=0.25
+            4.0 * temperature, EPOCHS * STEPS, alpha=0.25
         )
     )
 
@@ -137,8 +137,8 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a short try")
     given = parser.parse_args()
     options = types.SimpleNamespace(
-        epochs=1 if given.smoke else 8,
-        steps=(1 if given.smoke else 5) * digits.STEPS_AT_ONCE,
+        epochs=1 if given.smoke else EPOCHS,
+        steps=digits.STEPS_AT_ONCE if given.smoke else STEPS,
         seeds=1 if given.smoke else given.seeds,
         settings=1 if given.smoke else None,
     )

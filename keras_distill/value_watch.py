@@ -36,14 +36,19 @@ class ValueWatch:
             belonging: the `OutputTargets` of that output.
             terms: list with the `Term` of each of its losses.
         """
+        if self._calls < _BATCHES:
+            self._check_outputs(belonging, terms)
+        self._check_labels(belonging, terms)
+
+    def _check_outputs(self, belonging, terms):
         losses = [t.loss for t in terms if t.uses_teacher]
-        if self._calls >= _BATCHES:
-            losses = []
         for loss in losses[:1]:
             kind = loss.predicts, loss.from_logits
             for output in belonging.teachers():
                 self.count(_TEACHER, contradicts(output, *kind))
             self.count(_STUDENT, contradicts(belonging.output, *kind))
+
+    def _check_labels(self, belonging, terms):
         for term in terms:
             if _compares_with_labels(term):
                 labels = belonging.raw_labels

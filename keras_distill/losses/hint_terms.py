@@ -65,10 +65,7 @@ class HintTerms:
         if weights is None and get_keras_mask(student) is None:
             # The mean of the means of samples: XLA fuses it better.
             def values(teacher, student):
-                found = hint.values(teacher, student)
-                return ops.mean(
-                    ops.reshape(found, (ops.shape(found)[0], -1)), -1
-                )
+                return weighing.mean_to_rank(hint.values(teacher, student), 1)
 
         return weighing.weighted_value(
             values, self._reduction, teacher, student, weights

@@ -50,7 +50,7 @@ def weighted_value(function, loss, target, output, weights):
             "its own mean over the batch."
         )
     if mask is not None:
-        values = _mean_to_rank(values, len(mask.shape))
+        values = mean_to_rank(values, len(mask.shape))
         _check_fits("mask", mask.shape, values.shape)
     if weights is not None:
         weights = filled(aligned(weights, values.shape), values)
@@ -111,7 +111,8 @@ def per_place(weights, mask, shape):
     return product
 
 
-def _mean_to_rank(values, rank):
+def mean_to_rank(values, rank):
+    """Return values with the axes after the first `rank` averaged."""
     extra = tuple(range(rank, len(values.shape)))
     return ops.mean(values, axis=extra) if extra else values
 

@@ -69,8 +69,9 @@ class LiveTeacher:
         return self._all("weights")
 
     def _all(self, kind):
-        layers = self._layers
-        found = {id(v): v for layer in layers for v in getattr(layer, kind)}
+        found = {
+            id(v): v for layer in self._layers for v in getattr(layer, kind)
+        }
         return list(found.values())
 
     @property
