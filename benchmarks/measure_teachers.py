@@ -9,8 +9,8 @@ from benchmarks import models
 from benchmarks import setups
 from benchmarks.timing import compare
 from keras_distill import FunctionMatching
-from keras_distill import fold_batch_norm
-from keras_distill.teachers.precision import InPrecision
+from keras_distill.compression import fold_batch_norm
+from keras_distill.teachers._precision import InPrecision
 
 
 def cheaper_teachers(smoke):

@@ -21,8 +21,8 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import RecordedTeacher
-from keras_distill import fold_batch_norm
 from keras_distill import record_teacher
+from keras_distill.compression import fold_batch_norm
 
 LOSSES = ("alone", "classic_kd", "function_matching", "standardized", "dist")
 

@@ -1,35 +1,40 @@
 """Knowledge distillation for Keras: small networks as good as large ones.
 
-The table of contents, in reading order: what both models look at (views), how
-far the student is from the teacher (losses), what the teacher answers
-(teachers), the training itself (distiller), how well it goes (metrics), and
-what was won (reports).
-A smaller student out of a larger network: `keras_distill.compression`.
+The public names, in reading order. Each package imports only from those before
+it:
+
+- `views`: what teacher and student are shown.
+- `losses`: how far the student's outputs are from the teacher's.
+- `teachers`: how any model or function runs as the teacher.
+- `recording`: the teacher's outputs on disk.
+- `metrics`: how close the student is to its teacher.
+- `distiller`: the training with `fit()`.
+- `compression`: a smaller network from a given one.
+- `reports`: size, speed and accuracy side by side.
 """
 
 from keras_distill.views import ConsistentAugment as ConsistentAugment
 from keras_distill.views import InceptionCrop as InceptionCrop
 from keras_distill.views import MixUp as MixUp
-from keras_distill.losses import AttentionTransfer as AttentionTransfer
-from keras_distill.losses import BinaryKD as BinaryKD
-from keras_distill.losses import ClassicKD as ClassicKD
-from keras_distill.losses import DIST as DIST
-from keras_distill.losses import DecoupledKD as DecoupledKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
-from keras_distill.losses import Hint as Hint
-from keras_distill.losses import RelationalKD as RelationalKD
-from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
+from keras_distill.losses import ClassicKD as ClassicKD
+from keras_distill.losses import DecoupledKD as DecoupledKD
+from keras_distill.losses import DIST as DIST
+from keras_distill.losses import BinaryKD as BinaryKD
 from keras_distill.losses import ValueMatching as ValueMatching
-from keras_distill.teachers import RecordedTeacher as RecordedTeacher
-from keras_distill.teachers import record_teacher as record_teacher
-from keras_distill.teachers import fold_batch_norm as fold_batch_norm
-from keras_distill.distiller import Distiller as Distiller
-from keras_distill import compression as compression
+from keras_distill.losses import Hint as Hint
+from keras_distill.losses import AttentionTransfer as AttentionTransfer
+from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
+from keras_distill.losses import RelationalKD as RelationalKD
+from keras_distill.recording import record_teacher as record_teacher
+from keras_distill.recording import RecordedTeacher as RecordedTeacher
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
-from keras_distill.reports import Comparison as Comparison
+from keras_distill.distiller import Distiller as Distiller
+from keras_distill import compression as compression
 from keras_distill.reports import compare as compare
+from keras_distill.reports import Comparison as Comparison
 
 __version__ = "0.1.0"
 
@@ -55,6 +60,5 @@ __all__ = [  # noqa: RUF022
     "TeacherDivergence",
     "ValueMatching",
     "compare",
-    "fold_batch_norm",
     "record_teacher",
 ]

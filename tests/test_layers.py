@@ -8,9 +8,9 @@ from common import to_numpy
 from common import vectors
 from keras import layers
 
-from keras_distill._layers import find_layer
-from keras_distill._layers import find_layers
-from keras_distill._layers import values_by_layer
+from keras_distill._graphs._layers import find_layer
+from keras_distill._graphs._layers import find_layers
+from keras_distill._graphs._layers import values_by_layer
 from keras_distill.compression import MagnitudePruning
 from keras_distill.compression import WeightSharing
 from keras_distill.compression import factorize

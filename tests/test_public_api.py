@@ -14,48 +14,34 @@ from keras_distill import compression
 PACKAGE = pathlib.Path(keras_distill.__file__).parent
 ROOT = PACKAGE.parent
 
-# A file may import only from chapters before its own.
-CHAPTERS = [
-    "_arguments",
-    "_schedules",
+# Packages in the order of the top `__init__`: a file imports only from packages
+# before its own. What stands first is shared.
+PACKAGES = [
+    "_typing",
     "_keras_internals",
-    "_backend",
+    "_arguments",
     "_files",
-    "_features",
+    "_backend",
+    "_schedules",
     "_graphs",
-    "_layers",
-    "_folding",
-    "_outputs",
     "views",
     "losses",
     "teachers",
+    "recording",
     "metrics",
-    "teacher_metrics",
-    "value_watch",
-    "warnings_of",
-    "checks",
-    "hints",
-    "logs",
-    "saving",
-    "batches",
-    "directions",
-    "replay",
-    "building",
     "distiller",
     "compression",
     "reports",
     "__init__",
 ]
-# Chapters that know nothing of the others but these.
-ISLANDS = {
-    "compression": {
-        "_arguments",
-        "_files",
-        "_folding",
-        "_graphs",
-        "_layers",
-        "compression",
-    },
+# `compression` imports nothing from distillation.
+COMPRESSION_IMPORTS = {
+    "_typing",
+    "_keras_internals",
+    "_arguments",
+    "_files",
+    "_graphs",
+    "compression",
 }
 # What differs between backends, the converter that TensorFlow alone has, and
 # modules of PyTorch, which teach on every backend.
@@ -63,7 +49,7 @@ NAMES_BACKENDS = (
     "_backend.py",
     "_converter.py",
     "_converter_steps.py",
-    "torch_modules.py",
+    "_torch_modules.py",
 )
 
 # Everything public, by the name after `keras_distill.`.
@@ -81,8 +67,15 @@ def sources():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def chapter_of(path):
+def package_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize(
+    "path", sources(), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_every_module_is_private(path):
+    assert path.stem.startswith("_")
 
 
 @pytest.mark.parametrize("package", [keras_distill, compression])
@@ -100,15 +93,25 @@ def test_all_is_sorted_and_complete(package):
     "path", sources(), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_layering(path):
-    own = CHAPTERS.index(chapter_of(path))
+    own = package_of(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            package, _, module = node.module.partition(".")
-            if package == "keras_distill":
-                chapter = module.split(".")[0] or node.names[0].name
-                assert CHAPTERS.index(chapter) <= own, f"imports {chapter}"
-                known = ISLANDS.get(CHAPTERS[own], CHAPTERS)
-                assert chapter in known, f"imports {chapter}"
+            top, _, module = node.module.partition(".")
+            if top == "keras_distill":
+                package = module.split(".")[0] or node.names[0].name
+                order = PACKAGES.index(package), PACKAGES.index(own)
+                assert order[0] <= order[1], f"imports {package}"
+                if own == "compression":
+                    assert package in COMPRESSION_IMPORTS
+
+
+def test_packages_stand_in_the_order_of_the_public_names():
+    text = (PACKAGE / "__init__.py").read_text()
+    imported = re.findall(r"^from keras_distill(?:\.| import )(\w+)", text, re.M)
+    order = list(dict.fromkeys(imported))
+    assert order == [package for package in PACKAGES if package in order]
+    described = re.findall(r"^- `(\w+)`:", text, re.M)
+    assert [p for p in PACKAGES if (PACKAGE / p).is_dir()][1:] == described
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
-from keras_distill.losses.divergence import log_soften
+from keras_distill.losses._divergence import log_soften
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parent.parent / "examples" / "results"

@@ -1,27 +1,24 @@
-"""A smaller network out of a given one, on any Keras model.
+"""Compression: a smaller network from a given one, for any Keras model.
 
-Nothing here knows of distillation. What comes out is a plain Keras model that a
-Distiller can take as its student.
+This package imports nothing from distillation. Each result is a plain Keras
+model (or a file of it), which a `Distiller` can take as its student.
 """
 
-from keras_distill.compression.archive import pack as pack
-from keras_distill.compression.archive import unpack as unpack
-from keras_distill.compression.channels import prune_channels as prune_channels
-from keras_distill.compression.keep_compressed import (
-    KeepCompressed as KeepCompressed,
+from keras_distill.compression._factorize import factorize as factorize
+from keras_distill.compression._fold_batch_norm import (
+    fold_batch_norm as fold_batch_norm,
 )
+from keras_distill.compression._separate import separate as separate
+from keras_distill.compression.channels import prune_channels as prune_channels
 from keras_distill.compression.litert import export_litert as export_litert
-from keras_distill.compression.low_rank import factorize as factorize
-from keras_distill.compression.magnitude_pruning import (
+from keras_distill.compression.litert import quantize_aware as quantize_aware
+from keras_distill.compression.packing import pack as pack
+from keras_distill.compression.packing import unpack as unpack
+from keras_distill.compression.weights import KeepCompressed as KeepCompressed
+from keras_distill.compression.weights import (
     MagnitudePruning as MagnitudePruning,
 )
-from keras_distill.compression.quantization_aware import (
-    quantize_aware as quantize_aware,
-)
-from keras_distill.compression.separable import separate as separate
-from keras_distill.compression.weight_sharing import (
-    WeightSharing as WeightSharing,
-)
+from keras_distill.compression.weights import WeightSharing as WeightSharing
 
 __all__ = [
     "KeepCompressed",
@@ -29,6 +26,7 @@ __all__ = [
     "WeightSharing",
     "export_litert",
     "factorize",
+    "fold_batch_norm",
     "pack",
     "prune_channels",
     "quantize_aware",

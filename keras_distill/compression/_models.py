@@ -2,12 +2,12 @@
 
 from keras import layers
 
-from keras_distill._graphs import check_graph
-from keras_distill._graphs import graphs
-from keras_distill._graphs import has_float_kernel
-from keras_distill._graphs import has_graph
-from keras_distill._graphs import nodes
-from keras_distill.compression.kernels import student_of
+from keras_distill._graphs._walk import check_graph
+from keras_distill._graphs._walk import graphs
+from keras_distill._graphs._walk import has_float_kernel
+from keras_distill._graphs._walk import has_graph
+from keras_distill._graphs._walk import nodes
+from keras_distill.compression.weights._kernels import student_of
 
 
 def layers_of(model):

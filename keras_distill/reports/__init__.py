@@ -1,4 +1,4 @@
-"""Chapter 6: what was won."""
+"""Reports: comparing models by size, speed and accuracy."""
 
-from keras_distill.reports.comparison import Comparison as Comparison
-from keras_distill.reports.comparison import compare as compare
+from keras_distill.reports._compare import compare as compare
+from keras_distill.reports._comparison import Comparison as Comparison

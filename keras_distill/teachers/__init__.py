@@ -1,5 +1,5 @@
-"""Chapter 2: what the teacher answers."""
+"""Teachers: running a model, a function or a torch module as the teacher.
 
-from keras_distill._folding import fold_batch_norm as fold_batch_norm
-from keras_distill.teachers.record import record_teacher as record_teacher
-from keras_distill.teachers.recording import RecordedTeacher as RecordedTeacher
+This package has no public names. A `Distiller` and `record_teacher` take any
+teacher and wrap it in a `LiveTeacher`.
+"""

@@ -23,12 +23,12 @@ from hypothesis.extra import numpy as hnp
 from keras import layers
 from keras import ops
 
-from keras_distill.compression import archive
-from keras_distill.compression import archive_assets
-from keras_distill.compression import codec
-from keras_distill.compression import codec_symbols
 from keras_distill.compression import pack
 from keras_distill.compression import unpack
+from keras_distill.compression.packing import _assets
+from keras_distill.compression.packing import _pack
+from keras_distill.compression.packing import _symbol_codec
+from keras_distill.compression.packing import _tensor_codec
 
 
 def bits_of(model):
@@ -39,11 +39,11 @@ def bits_of(model):
 
 
 def round_trip(words):
-    encoder = codec_symbols.Encoder()
-    codec.code_tensor(encoder, words, words.shape, words.dtype)
+    encoder = _symbol_codec.Encoder()
+    _tensor_codec.code_tensor(encoder, words, words.shape, words.dtype)
     data = encoder.words().tobytes()
-    decoder = codec_symbols.Decoder(data)
-    again = codec.code_tensor(decoder, None, words.shape, words.dtype)
+    decoder = _symbol_codec.Decoder(data)
+    again = _tensor_codec.code_tensor(decoder, None, words.shape, words.dtype)
     assert again.dtype == words.dtype and again.shape == words.shape
     np.testing.assert_array_equal(again, words)
     return len(data)
@@ -294,7 +294,7 @@ def test_a_vocabulary_that_does_not_come_back_is_refused(tmp_path):
 def test_assets_stay_in_their_folder(tmp_path):
     for name in ("../away.txt", "/away.txt"):
         with pytest.raises(ValueError, match="must not leave its folder"):
-            archive_assets._write_files(tmp_path, {name: "text"})
+            _assets._write_files(tmp_path, {name: "text"})
 
 
 @keras.saving.register_keras_serializable(package="test")
@@ -334,7 +334,7 @@ def test_long_tensors_come_back_in_parts(monkeypatch):
     tensors = [dense, few, dense * (places < 0.01), few * (places < 0.5)]
     tensors.append(np.uint32(places < 0.001))
     expected = [round_trip(words.astype("uint32")) for words in tensors]
-    monkeypatch.setattr(codec_symbols, "_PART", 7)
+    monkeypatch.setattr(_symbol_codec, "_PART", 7)
     found = [round_trip(words.astype("uint32")) for words in tensors]
     assert found == expected
 
@@ -450,7 +450,7 @@ def test_what_cannot_be_packed(tmp_path):
 
 def test_the_dictionary_is_part_of_the_format():
     """Files written with another one can't be read: it never changes."""
-    assert zlib.crc32(archive._PHRASES) == 0x255B6A0B
+    assert zlib.crc32(_pack._PHRASES) == 0x255B6A0B
 
 
 # What `pack` of version 0.1.0 wrote, in format 1.

@@ -20,10 +20,10 @@ from litert_files import operations_in
 from litert_files import tensorflow_only
 
 from keras_distill import compare
-from keras_distill.compression import _converter
 from keras_distill.compression import export_litert
 from keras_distill.compression import quantize_aware
-from keras_distill.compression._converter_errors import explain
+from keras_distill.compression.litert import _converter
+from keras_distill.compression.litert._converter_errors import explain
 
 
 @keras.saving.register_keras_serializable(package="test_converter")

@@ -15,11 +15,11 @@ from common import weights_of
 from keras import layers
 
 from keras_distill import Distiller
-from keras_distill import fold_batch_norm
 from keras_distill.compression import KeepCompressed
 from keras_distill.compression import MagnitudePruning
 from keras_distill.compression import WeightSharing
 from keras_distill.compression import export_litert
+from keras_distill.compression import fold_batch_norm
 from keras_distill.compression import pack
 from keras_distill.compression import quantize_aware
 from keras_distill.compression import unpack

@@ -23,10 +23,10 @@ from keras_distill import Distiller
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
 from keras_distill.compression import export_litert
-from keras_distill.compression import litert
 from keras_distill.compression import pack
 from keras_distill.compression import quantize_aware
 from keras_distill.compression import unpack
+from keras_distill.compression.litert import _export_litert
 
 
 def student(name="student"):
@@ -228,8 +228,8 @@ def returning(monkeypatch, outputs_of, content=b"new"):
     def convert(model, precision, examples, tried):
         return content, outputs_of(model, tried)
 
-    monkeypatch.setattr(litert, "convert", convert)
-    monkeypatch.setattr(litert, "notes_on", lambda *arguments: [])
+    monkeypatch.setattr(_export_litert, "convert", convert)
+    monkeypatch.setattr(_export_litert, "notes_on", lambda *arguments: [])
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

@@ -11,8 +11,8 @@ from common import weights_of
 from common import with_tied_layers
 from keras import layers
 
+from keras_distill.compression import _factorize as low_rank_module
 from keras_distill.compression import factorize
-from keras_distill.compression import low_rank as low_rank_module
 
 IMAGE = (9, 9, 4)
 

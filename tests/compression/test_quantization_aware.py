@@ -20,15 +20,17 @@ from litert_files import tensorflow_only
 
 from keras_distill.compression import export_litert
 from keras_distill.compression import quantize_aware
-from keras_distill.compression._litert_file import operations_in_floats
-from keras_distill.compression.quantization_aware import with_constants
-from keras_distill.compression.quantized_blocks import (
+from keras_distill.compression.litert._file_contents import operations_in_floats
+from keras_distill.compression.litert._quantize_aware import with_constants
+from keras_distill.compression.litert._quantized_blocks import (
     QuantizedMultiHeadAttention,
 )
-from keras_distill.compression.quantized_layers import FakeQuantization
-from keras_distill.compression.quantized_layers import QuantizedConv2D
-from keras_distill.compression.quantized_layers import QuantizedDense
-from keras_distill.compression.quantized_layers import QuantizedDepthwiseConv2D
+from keras_distill.compression.litert._quantized_layers import FakeQuantization
+from keras_distill.compression.litert._quantized_layers import QuantizedConv2D
+from keras_distill.compression.litert._quantized_layers import QuantizedDense
+from keras_distill.compression.litert._quantized_layers import (
+    QuantizedDepthwiseConv2D,
+)
 
 
 def residual_network():

@@ -15,7 +15,7 @@ from keras_distill import ClassicKD
 from keras_distill import DecoupledKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
-from keras_distill.losses import divergence
+from keras_distill.losses import _divergence
 
 
 def logits(seed, rows=6, classes=7, scale=3.0):
@@ -48,10 +48,10 @@ def test_adding_a_constant_to_all_logits_changes_nothing():
 
 def test_kl_is_cross_entropy_less_the_entropy_of_the_teacher():
     teacher, student = logits(0), logits(1)
-    entropy = divergence.soft_cross_entropy(teacher, teacher, 3.0)
+    entropy = _divergence.soft_cross_entropy(teacher, teacher, 3.0)
     np.testing.assert_allclose(
-        to_numpy(divergence.kl_divergence(teacher, student, 3.0)),
-        to_numpy(divergence.soft_cross_entropy(teacher, student, 3.0))
+        to_numpy(_divergence.kl_divergence(teacher, student, 3.0)),
+        to_numpy(_divergence.soft_cross_entropy(teacher, student, 3.0))
         - to_numpy(entropy),
         atol=1e-5,
     )
@@ -200,15 +200,15 @@ def test_two_classes_have_no_order_of_others():
 
 def test_ensemble_of_equal_teachers_is_the_teacher():
     teacher = logits(0)
-    mean = divergence.mean_of_teachers([teacher, teacher], True)
+    mean = _divergence.mean_of_teachers([teacher, teacher], True)
     np.testing.assert_allclose(
-        to_numpy(divergence.kl_divergence(teacher, mean, 1.0)), 0, atol=1e-6
+        to_numpy(_divergence.kl_divergence(teacher, mean, 1.0)), 0, atol=1e-6
     )
 
 
 def test_ensemble_averages_probabilities():
     first, second = logits(0), logits(1)
-    mean = to_numpy(divergence.mean_of_teachers([first, second], True))
+    mean = to_numpy(_divergence.mean_of_teachers([first, second], True))
     softmax = [
         np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (first, second)
     ]

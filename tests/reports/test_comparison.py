@@ -24,8 +24,8 @@ from keras_distill import compare
 from keras_distill.compression import export_litert
 from keras_distill.compression import pack
 from keras_distill.compression import prune_channels
-from keras_distill.reports import comparison
-from keras_distill.reports import files
+from keras_distill.reports import _compare
+from keras_distill.reports import _files
 
 # Others export in a process of their own, and the files are the same.
 ON_TENSORFLOW = pytest.mark.skipif(
@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
         # A second export may differ by some bytes of padding.
         shutil.copy(path, tmp_path / "litert_float32")
 
-    monkeypatch.setattr(files, "write_litert", export)
+    monkeypatch.setattr(_files, "write_litert", export)
     model = cnn(4)
     found = compare([model], litert="float32").to_dict()[model.name]
     model.save(tmp_path / "keras.keras")
@@ -97,9 +97,9 @@ def ranges_of(monkeypatch, *args, **kwargs):
         given[model.name] = representative_data
         path.write_bytes(b"a file")
 
-    monkeypatch.setattr(files, "write_litert", export)
-    monkeypatch.setattr(comparison, "measure_latency", lambda *_: {})
-    monkeypatch.setattr(comparison, "measure_quality", lambda *_: {})
+    monkeypatch.setattr(_files, "write_litert", export)
+    monkeypatch.setattr(_compare, "measure_latency", lambda *_: {})
+    monkeypatch.setattr(_compare, "measure_quality", lambda *_: {})
     compare(*args, litert="int8", **kwargs)
     return given
 

@@ -16,7 +16,7 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import Hint
-from keras_distill.teachers.precision import InPrecision
+from keras_distill.teachers._precision import InPrecision
 
 
 def in_float32(outputs):

@@ -6,7 +6,7 @@ from common import to_numpy
 from PIL import Image
 
 from keras_distill import InceptionCrop
-from keras_distill.views.images import resample
+from keras_distill.views._images import resample
 
 FULL = [0.0, 0.0, 1.0, 1.0]
 

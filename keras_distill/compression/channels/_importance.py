@@ -1,0 +1,90 @@
+"""How much each channel matters: by its kernels, its scales, or as given."""
+
+import operator
+
+import numpy as np
+from keras import layers
+from keras import ops
+
+from keras_distill._graphs._layers import values_by_layer
+
+
+def score_channels(importance, model, coupling):
+    """Return an array: the score of all that is joined, by its root.
+
+    What nothing is known of is NaN.
+
+    Args:
+        importance: as for `prune_channels`.
+        model: the model, to find layers in by path.
+        coupling: its Coupling.
+    """
+    if importance == "l1":
+        found = _by_kernels(coupling)
+    elif importance == "batch_norm":
+        found = _by_scales(coupling)
+    else:
+        found = _given(importance, model, coupling)
+    roots = coupling.roots()
+    total = np.zeros(len(roots))
+    known = np.zeros(len(roots), bool)
+    for numbers, scores in found:
+        np.add.at(total, roots[numbers], scores)
+        known[roots[numbers]] = True
+    return np.where(known, total, np.nan)
+
+
+def _by_kernels(coupling):
+    for layer, made in coupling.made.items():
+        kernel = _numpy(operator.attrgetter(made.weight)(layer))
+        rows = np.moveaxis(np.abs(kernel), made.axis, 0)
+        yield made.numbers, rows.reshape(len(rows), -1).sum(axis=1)
+
+
+def _by_scales(coupling):
+    for layer, cuts in coupling.cuts.items():
+        if type(layer) is layers.BatchNormalization and layer.scale:
+            yield cuts["gamma", 0], np.abs(_numpy(layer.gamma))
+
+
+def _given(importance, model, coupling):
+    if callable(importance):
+        scores_of = {layer: importance(layer) for layer in coupling.made}
+    elif isinstance(importance, dict):
+        scores_of = {
+            layer: scores
+            for layer, (_, scores) in values_by_layer(
+                model, importance, "importance"
+            ).items()
+        }
+    else:
+        raise ValueError(
+            '`importance` must be "l1", "batch_norm", a function that returns '
+            "the scores of a layer's channels, or a dict of such scores by the "
+            f"layers' names. Received: importance={importance!r}"
+        )
+    for layer, scores in scores_of.items():
+        if scores is not None:
+            yield _checked(layer, scores, coupling)
+
+
+def _checked(layer, scores, coupling):
+    if layer not in coupling.made:
+        raise ValueError(
+            "`importance` has scores for a layer that makes no channels of its "
+            "own. Give them to a convolution, Dense or Embedding layer. "
+            f"Received: scores for {layer.name!r}"
+        )
+    numbers = coupling.made[layer].numbers
+    scores = np.asarray(ops.convert_to_numpy(scores), "float64")
+    if scores.shape != numbers.shape or not np.isfinite(scores).all():
+        raise ValueError(
+            "`importance` must give one finite score per channel. Received: "
+            f"scores of shape {scores.shape} for {layer.name!r}, which makes "
+            f"{len(numbers)} channels"
+        )
+    return numbers, scores
+
+
+def _numpy(variable):
+    return np.asarray(ops.convert_to_numpy(variable), "float64")

@@ -1,0 +1,8 @@
+"""LiteRT files: training for int8, and exporting."""
+
+from keras_distill.compression.litert._export_litert import (
+    export_litert as export_litert,
+)
+from keras_distill.compression.litert._quantize_aware import (
+    quantize_aware as quantize_aware,
+)

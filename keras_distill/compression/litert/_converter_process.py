@@ -1,0 +1,69 @@
+"""A process that converts a model, and can die without harm.
+
+    python -m keras_distill.compression.litert._converter_process FOLDER
+
+`_converter.py` fills the folder and reads the results.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+
+from keras_distill.compression.litert import _converter_steps as steps
+
+
+class NotFoundError(Exception):
+    """Raised if the model can't be built in this process."""
+
+
+def main(folder):
+    task = json.loads((folder / "task.json").read_text())
+    names, saved = task["names"], folder / "saved_model"
+    examples = _arrays(folder / "examples.npz") or None
+    if not saved.exists():
+        model = _load(folder / "model.keras", task["objects"])
+        steps.check_loops(steps.trace(model, names, saved), examples)
+    content = steps.convert(saved, names, task["precision"], examples)
+    outputs = steps.run(content, names, _arrays(folder / "tried.npz"))
+    (folder / "model.tflite").write_bytes(content)
+    np.savez(folder / "outputs.npz", *outputs)
+
+
+def _arrays(path):
+    with np.load(path) as arrays:
+        return [arrays[name] for name in arrays]
+
+
+def _load(path, objects):
+    found = {name: _imported(module, name) for module, name in objects}
+    try:
+        return keras.models.load_model(
+            path,
+            {name: value for name, value in found.items() if value},
+            compile=False,
+            safe_mode=False,  # written by the caller a moment ago
+        )
+    except Exception as error:
+        raise NotFoundError(str(error)) from error
+
+
+def _imported(module, name):
+    """Return an object, or None where it can't be found in this process."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+if __name__ == "__main__":
+    place = pathlib.Path(sys.argv[1])
+    try:
+        main(place)
+    except Exception as error:
+        found = {"kind": type(error).__name__, "message": str(error)}
+        (place / "error.json").write_text(json.dumps(found))
+        raise

@@ -1,0 +1,198 @@
+"""Replaying a recording: the recorded rows beside the data they belong to.
+
+`fit()` gets a dataset of batches in which the inputs travel with what was drawn
+for them and what the teacher answered. The step renders the view from that.
+"""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_distill import _backend
+from keras_distill.recording import _batches
+from keras_distill.recording import _sources
+
+
+class Replay(keras.utils.PyDataset):
+    """The batches of `fit()`'s data with the rows of a recording.
+
+    Args:
+        recording: a `RecordedTeacher`.
+        x, y, sample_weight: as for `fit()`.
+
+    Raises:
+        ValueError: if these are not the data of the recording.
+    """
+
+    def __init__(self, recording, x, y, sample_weight):
+        super().__init__()
+        self.recording = recording
+        self.epoch = 0  # set by a callback, since training can be resumed
+        recorded = recording.manifest["fingerprint"]["data"]
+        source = _sources.source_of(
+            x, recorded.get("batch_size"), recorded.get("seed")
+        )
+        if source.fingerprint != recorded:
+            raise ValueError(
+                f"{_sources.OTHER_SAMPLES} Received: {source.fingerprint}, "
+                f"recorded: {recorded}."
+            )
+        if isinstance(source, _sources.ArraySource):
+            self._batches = _Arrays(source.arrays, y, sample_weight)
+        elif y is not None or sample_weight is not None:
+            raise ValueError(
+                "A dataset of batches brings its labels and weights along: "
+                "`(x, y)` or `(x, y, sample_weight)`. Received: "
+                f"x={x!r} with y or sample_weight beside it."
+            )
+        else:
+            self._batches = _Stream(x)
+
+    def __len__(self):
+        return self.recording.num_batches
+
+    def __getitem__(self, index):
+        rows = self.recording.rows(self.epoch, index)
+        x, y, weight = self._batches.get(self.epoch, index, rows["sample"])
+        x = {
+            _batches.INPUTS: x,
+            _batches.DRAWN: self.recording.drawn(rows),
+            _batches.ANSWERS: self.recording.answers(rows),
+        }
+        return x if y is None else (x, y) if weight is None else (x, y, weight)
+
+
+class _Arrays:
+    """Rows of arrays, by their indices."""
+
+    def __init__(self, x, y, sample_weight):
+        self.arrays = tree.map_structure(
+            lambda leaf: None if leaf is None else np.asarray(leaf),
+            (x, y, sample_weight),
+        )
+        sizes = [
+            sorted({len(leaf) for leaf in tree.flatten(a) if leaf is not None})
+            for a in self.arrays
+        ]
+        if any(size not in ([], sizes[0]) for size in sizes):
+            raise ValueError(
+                "`x`, `y` and `sample_weight` must have as many rows. "
+                f"Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
+            )
+
+    def get(self, epoch, index, samples):
+        return tree.map_structure(
+            lambda leaf: None if leaf is None else leaf[samples], self.arrays
+        )
+
+
+class _Stream:
+    """Batches as they come, each checked against its recorded samples.
+
+    Keras looks at the first batches before it trains on them. These are kept
+    for the time being, because a stream does not go back.
+    """
+
+    _KEPT = 3
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.epoch, self.next, self.kept = -1, 0, {}
+
+    def get(self, epoch, index, samples):
+        if epoch == self.epoch and index in self.kept and index < self.next:
+            return self.kept[index]
+        while self.epoch < epoch:
+            # An epoch that a resumed run has behind it is begun as well: a
+            # dataset that shuffles does so when it begins.
+            self.epoch, self.next, self.kept = self.epoch + 1, 0, {}
+            self.iterator = _sources.batches_of(self.dataset)
+            if self.epoch < epoch:
+                next(self.iterator, None)
+        batch = next(self.iterator, None)
+        if batch is None or index != self.next:
+            raise ValueError(
+                f"{_sources.OTHER_SAMPLES} The dataset ended after {self.next} "
+                f"batches, and batch {index} was asked for."
+            )
+        self.next += 1
+        unpacked = keras.utils.unpack_x_y_sample_weight(batch)
+        if not np.array_equal(_sources.identities(unpacked[0]), samples):
+            raise ValueError(
+                f"{_sources.OTHER_SAMPLES} The first difference is in batch "
+                f"{index} of epoch {epoch}, counted from 0."
+            )
+        if index < self._KEPT:
+            self.kept[index] = unpacked
+        return unpacked
+
+
+class _TellEpoch(keras.callbacks.Callback):
+    def __init__(self, replay):
+        super().__init__()
+        self.replay = replay
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.replay.epoch = epoch
+
+
+_FIT = inspect.signature(keras.Model.fit)
+# Arguments that would choose other batches than the recorded ones.
+_FIXED = ("validation_split", "steps_per_epoch")
+
+
+def replayed(recording, arguments):
+    """Return `fit()`'s arguments with the data replaced by its replay.
+
+    Args:
+        recording: a `RecordedTeacher`.
+        arguments: dict of `fit()`'s arguments by name.
+
+    Raises:
+        ValueError: if an argument asks for other batches than were recorded.
+    """
+    for name in _FIXED:
+        if arguments.get(name):
+            raise ValueError(
+                f"`{name}` would choose other batches than those of the "
+                f"recording. Received: {name}={arguments[name]}. Leave it out."
+            )
+    batch_size = arguments.pop("batch_size", None)
+    if batch_size not in (None, recording.manifest["batch_size"]):
+        raise ValueError(
+            f"The recording has batches of {recording.manifest['batch_size']}. "
+            f"Received: batch_size={batch_size}. Leave it out."
+        )
+    replay = Replay(
+        recording,
+        arguments.pop("x", None),
+        arguments.pop("y", None),
+        arguments.pop("sample_weight", None),
+    )
+    callbacks = arguments.pop("callbacks", None) or []
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
+    arguments["shuffle"] = False
+    return {
+        **arguments,
+        "x": replay,
+        "callbacks": [*callbacks, _TellEpoch(replay)],
+    }
+
+
+def arguments_of_fit(x, y, args, kwargs):
+    """Return the arguments of a call of `fit()` by name."""
+    arguments = _FIT.bind(None, x, y, *args, **kwargs).arguments
+    return {k: v for k, v in arguments.items() if k != "self"}
+
+
+def check_one_replica():
+    """Raise under a strategy of several replicas."""
+    if _backend.num_replicas() > 1:
+        raise ValueError(
+            "A recording holds the views of whole batches, and each of "
+            f"{_backend.num_replicas()} replicas gets a share of one. Replay "
+            "it on one device, or train with the teacher itself."
+        )
