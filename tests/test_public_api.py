@@ -107,8 +107,8 @@ def test_layering(path):
 
 def test_packages_stand_in_the_order_of_the_public_names():
     text = (PACKAGE / "__init__.py").read_text()
-    imported = re.findall(r"^from keras_distill(?:\.| import )(\w+)", text, re.M)
-    order = list(dict.fromkeys(imported))
+    imports = r"^from keras_distill(?:\.| import )(\w+)"
+    order = list(dict.fromkeys(re.findall(imports, text, re.M)))
     assert order == [package for package in PACKAGES if package in order]
     described = re.findall(r"^- `(\w+)`:", text, re.M)
     assert [p for p in PACKAGES if (PACKAGE / p).is_dir()][1:] == described

@@ -397,7 +397,13 @@ def test_the_likeliest_tokens_of_a_recording(tmp_path):
         # Far from uniform, so that it matters what is kept.
         model.set_weights([5 * w for w in model.get_weights()])
     record_teacher(
-        teacher, x, tmp_path, batch_size=4, top_k=6, dtype="float32", verbose=0
+        teacher,
+        x,
+        tmp_path,
+        batch_size=4,
+        top_k=6,
+        storage_dtype="float32",
+        verbose=0,
     )
     distiller = frozen(student, RecordedTeacher(tmp_path), classic())
     weight = generator.uniform(size=(12, 5)).astype("float32")

@@ -95,7 +95,7 @@ def test_the_recording_of_a_saved_model_teaches(tmp_path):
         x,
         tmp_path / "recording",
         batch_size=8,
-        dtype="float32",
+        storage_dtype="float32",
         verbose=0,
     )
     student = mlp()

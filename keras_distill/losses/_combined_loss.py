@@ -49,7 +49,7 @@ class CombinedLoss(DistillationLoss):
 
     controls = ()  # its weights and those of its losses: see `at`
 
-    def __init__(self, losses, weights, name="combined_loss"):
+    def __init__(self, losses, weights, *, name="combined_loss"):
         super().__init__(name=name)
         self.losses, weights = list(losses), list(weights)
         if not self.losses or len(weights) != len(self.losses):

@@ -79,6 +79,7 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
     def __init__(
         self,
         temperature=1.0,
+        *,
         from_logits=True,
         reduction="sum_over_batch_size",
         name=None,

@@ -89,7 +89,13 @@ class FunctionMatching(DistillationLoss):
         name="function_matching",
         dtype="float32",
     ):
-        super().__init__(temperature, from_logits, reduction, name, dtype)
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
         if divergence not in ("forward", "reverse", "jensen_shannon"):
             raise ValueError(
                 "`divergence` must be 'forward', 'reverse' or "

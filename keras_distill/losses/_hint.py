@@ -73,6 +73,7 @@ class Hint(_schedules.Controlled):
         self,
         teacher_layer,
         student_layer,
+        *,
         loss="mse",
         weight=1.0,
         projector="auto",

@@ -22,7 +22,13 @@ class WithLabels(DistillationLoss):
     def __init__(
         self, label_loss, temperature, from_logits, reduction, name, dtype
     ):
-        super().__init__(temperature, from_logits, reduction, name, dtype)
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
         self.label_loss = label_loss
         self._compare = self.resolved_label_loss()
 

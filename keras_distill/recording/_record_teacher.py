@@ -14,6 +14,7 @@ from keras_distill.recording._labeller import Labeller
 from keras_distill.recording._manifest import check_same
 from keras_distill.recording._manifest import describe
 from keras_distill.recording._manifest import header_of
+from keras_distill.recording._recorded_teacher import RecordedTeacher
 from keras_distill.recording._recorded_teacher import outputs_of
 from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.views import ConsistentAugment
@@ -35,7 +36,7 @@ def record_teacher(
     seed=0,
     predicts="classes",
     from_logits=True,
-    dtype=None,
+    storage_dtype=None,
     top_k=None,
     teacher_preprocessing=None,
     teacher_dtype=None,
@@ -79,8 +80,8 @@ def record_teacher(
             accordingly, and `top_k` is for classes alone.
         from_logits: bool. Whether the teacher returns logits or probabilities;
             without a meaning for values.
-        dtype: `"float16"` or `"float32"`, in which answers are kept. `None`
-            means `"float32"` for values, else `"float16"`.
+        storage_dtype: `"float16"` or `"float32"`: the dtype of the outputs on
+            disk. `None` means `"float32"` for values, else `"float16"`.
         top_k: int, or `None` to keep the answers for all classes. Otherwise
             the log-probabilities of the `top_k` likeliest classes are kept and
             the mass of the rest, which is spread evenly over them in replay.
@@ -88,6 +89,10 @@ def record_teacher(
             teacher gets: torch tensors for a torch module.
         teacher_dtype: as for `Distiller`.
         verbose: 0 for silence, 1 for a progress bar.
+
+    Returns:
+        The `RecordedTeacher` of the recording. To validate with the teacher as
+        well, make `RecordedTeacher(path, live=teacher)`.
 
     Raises:
         TypeError: if the teacher can't be called, or returns something else
@@ -106,16 +111,18 @@ def record_teacher(
 
     teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
     x = np.random.rand(64, 8).astype("float32")
-    record_teacher(teacher, x, "recording", epochs=2, verbose=0)
+    recording = record_teacher(teacher, x, "recording", epochs=2, verbose=0)
+    print(recording.epochs)  # 2
     ```
     """
     epochs = _arguments.positive_int("epochs", epochs)
     batch_size = _arguments.positive_int("batch_size", batch_size)
-    if dtype is None:
-        dtype = "float32" if predicts == "values" else "float16"
-    if dtype not in ("float16", "float32"):
+    if storage_dtype is None:
+        storage_dtype = "float32" if predicts == "values" else "float16"
+    if storage_dtype not in ("float16", "float32"):
         raise ValueError(
-            f"`dtype` must be 'float16' or 'float32'. Received: dtype={dtype!r}"
+            "`storage_dtype` must be 'float16' or 'float32'. Received: "
+            f"storage_dtype={storage_dtype!r}"
         )
     if predicts not in ("classes", "labels", "values"):
         raise ValueError(
@@ -141,7 +148,7 @@ def record_teacher(
         {
             "predicts": predicts,
             "from_logits": bool(from_logits),
-            "dtype": dtype,
+            "storage_dtype": storage_dtype,
             "top_k": top_k and _arguments.positive_int("top_k", top_k),
             "teacher_dtype": teacher_dtype,
         },
@@ -160,6 +167,7 @@ def record_teacher(
         check_same(path, manifest, header)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     _Recorder(path, manifest, source, labeller).record(verbose)
+    return RecordedTeacher(path)
 
 
 class _Recorder:

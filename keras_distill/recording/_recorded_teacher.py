@@ -41,7 +41,7 @@ class RecordedTeacher:
     import keras
     import numpy as np
     from keras_distill import Distiller, FunctionMatching
-    from keras_distill import RecordedTeacher, record_teacher
+    from keras_distill import record_teacher
 
     def mlp(units):
         return keras.Sequential(
@@ -50,10 +50,8 @@ class RecordedTeacher:
         )
 
     x = np.random.rand(64, 8).astype("float32")
-    record_teacher(mlp(64), x, "recording", epochs=2, verbose=0)
-    distiller = Distiller(
-        student=mlp(4), teacher=RecordedTeacher("recording")
-    )
+    recording = record_teacher(mlp(64), x, "recording", epochs=2, verbose=0)
+    distiller = Distiller(student=mlp(4), teacher=recording)
     distiller.compile("adam", loss=FunctionMatching())
     distiller.fit(x, epochs=4, verbose=0)
     ```
@@ -203,7 +201,7 @@ def outputs_of(manifest):
         _storage.Output(
             f"output_{index}",
             shape,
-            manifest["dtype"],
+            manifest["storage_dtype"],
             manifest["top_k"],
             manifest["from_logits"],
         )

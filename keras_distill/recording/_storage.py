@@ -60,7 +60,7 @@ class Output:
                 raise ValueError(
                     f"The teacher's answers reach {np.abs(answers).max():g}, "
                     f"and {self.dtype.name} ends at {limit:g}. Record with "
-                    "`dtype='float32'`."
+                    "`storage_dtype='float32'`."
                 )
             rows[self.name] = answers
             return
@@ -194,6 +194,7 @@ def read_manifest(path):
         )
     # Recordings from before these entries hold outputs of classes.
     manifest.setdefault("predicts", "classes")
+    manifest.setdefault("storage_dtype", manifest.get("dtype"))
     manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
     return manifest
 

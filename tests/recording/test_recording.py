@@ -78,7 +78,7 @@ def test_replayed_training_equals_live_training(tmp_path, dtype):
         epochs=3,
         batch_size=16,
         seed=None,
-        dtype=dtype,
+        storage_dtype=dtype,
     )
     live, live_weights = losses_of(
         student_of(cnn),
@@ -141,7 +141,11 @@ def test_streams_are_replayed_in_their_order(tmp_path, kind):
     x, y = vectors(30)
     teacher = mlp(16)
     recording = recorded(
-        teacher, STREAMS[kind](x, y), tmp_path, epochs=2, dtype="float32"
+        teacher,
+        STREAMS[kind](x, y),
+        tmp_path,
+        epochs=2,
+        storage_dtype="float32",
     )
     live = losses_of(
         student_of(mlp), teacher, STREAMS[kind](x, y), epochs=3, shuffle=False
@@ -216,7 +220,9 @@ def test_dicts_in_and_out_without_labels(tmp_path):
     }
     teacher = network(16)
     loss = {"one": FunctionMatching(), "two": FunctionMatching(2.0)}
-    recording = recorded(teacher, x, tmp_path, seed=None, dtype="float32")
+    recording = recorded(
+        teacher, x, tmp_path, seed=None, storage_dtype="float32"
+    )
     live = losses_of(
         student_of(network), teacher, x, loss=loss, shuffle=False, epochs=2
     )
@@ -249,7 +255,7 @@ def test_keras_layers_are_replayed(tmp_path, name):
                 tmp_path,
                 augment=augment,
                 seed=None,
-                dtype="float32",
+                storage_dtype="float32",
             )
             augment = ConsistentAugment(LAYERS[name](), seed=9)
         else:
@@ -309,7 +315,7 @@ import sys, time
 sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from common import *
 from keras_distill import *
-from keras_distill.teachers import record
+from keras_distill.recording import _record_teacher
 _record_teacher.SHARD_BYTES = 1
 keras.utils.set_random_seed(0)
 teacher = cnn(4)
@@ -378,8 +384,8 @@ def test_longer_recordings_go_on(tmp_path):
         record_teacher(mlp(8), x, tmp_path, verbose=0)
     with pytest.raises(ValueError, match="Its data"):
         record_teacher(teacher, x + 1, tmp_path, verbose=0)
-    with pytest.raises(ValueError, match="Its dtype is float16"):
-        record_teacher(teacher, x, tmp_path, dtype="float32", verbose=0)
+    with pytest.raises(ValueError, match="Its storage_dtype is float16"):
+        record_teacher(teacher, x, tmp_path, storage_dtype="float32", verbose=0)
 
 
 def test_a_trained_teacher_is_the_same_when_loaded(tmp_path):
@@ -448,7 +454,9 @@ def test_bad_answers_and_bad_data_are_refused(tmp_path):
         record_teacher(linear, x, tmp_path / "a", seed=None, verbose=0)
     large = mlp()
     large.set_weights([1e4 * weight for weight in large.get_weights()])
-    with pytest.raises(ValueError, match="Record with `dtype='float32'`"):
+    with pytest.raises(
+        ValueError, match="Record with `storage_dtype='float32'`"
+    ):
         record_teacher(large, vectors(20)[0], tmp_path / "b", verbose=0)
     with pytest.raises(ValueError, match="no batches"):
         record_teacher(mlp(), [], tmp_path / "c", verbose=0)
@@ -462,8 +470,10 @@ def test_bad_answers_and_bad_data_are_refused(tmp_path):
         )
     with pytest.raises(ValueError, match="top_k=6"):
         record_teacher(mlp(), x, tmp_path / "e", top_k=6, verbose=0)
-    with pytest.raises(ValueError, match="dtype='int8'"):
-        record_teacher(mlp(), x, tmp_path / "e", dtype="int8", verbose=0)
+    with pytest.raises(ValueError, match="storage_dtype='int8'"):
+        record_teacher(
+            mlp(), x, tmp_path / "e", storage_dtype="int8", verbose=0
+        )
 
 
 def test_bad_files_are_refused(tmp_path):
@@ -503,7 +513,7 @@ augment = ConsistentAugment(
 )
 record_teacher(
     teacher, np.load(folder + "/x.npy"), folder + "/there",
-    augment=augment, batch_size=16, dtype="float32", verbose=0,
+    augment=augment, batch_size=16, storage_dtype="float32", verbose=0,
 )
 """
     other = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}

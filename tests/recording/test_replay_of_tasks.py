@@ -70,7 +70,12 @@ def assert_replayed_as_live(
     live = logs_of(
         teacher, student, data, loss(), augment(), shuffle=False, **fit
     )
-    options = {"seed": None, "dtype": "float32", "batch_size": 8, "verbose": 0}
+    options = {
+        "seed": None,
+        "storage_dtype": "float32",
+        "batch_size": 8,
+        "verbose": 0,
+    }
     record_teacher(
         teacher,
         data[0],
@@ -253,7 +258,7 @@ def test_values_are_kept_in_full_precision_and_classes_in_half(tmp_path):
     for predicts in ("classes", "labels"):
         path = tmp_path / predicts
         record_teacher(mlp(), x, path, predicts=predicts, verbose=0)
-        assert RecordedTeacher(path).manifest["dtype"] == "float16"
+        assert RecordedTeacher(path).manifest["storage_dtype"] == "float16"
 
 
 def test_what_was_averaged_as_something_else_is_refused(tmp_path):
@@ -349,7 +354,12 @@ def test_the_recorded_pixels_are_those_of_the_view(tmp_path):
     teacher = per_pixel(4)
     augment = ConsistentAugment(CHAINS["geometry"](), seed=1)
     record_teacher(
-        teacher, x, tmp_path, augment=augment, dtype="float32", verbose=0
+        teacher,
+        x,
+        tmp_path,
+        augment=augment,
+        storage_dtype="float32",
+        verbose=0,
     )
     recording = RecordedTeacher(tmp_path)
     rows = recording.rows(0, 0)

@@ -34,7 +34,7 @@ MATRIX = np.random.default_rng(3).normal(size=(6, CLASSES)).astype("float32")
 
 def record(teacher, x, path, **options):
     """Return what a recording in the data's order holds, in its structure."""
-    options = {"dtype": "float32", "seed": None, "verbose": 0, **options}
+    options = {"storage_dtype": "float32", "seed": None, "verbose": 0, **options}
     record_teacher(teacher, x, path, **options)
     recording = RecordedTeacher(path)
     parts = [
@@ -206,7 +206,7 @@ def test_views_are_drawn_for_functions(tmp_path):
         teacher_preprocessing=lambda view: view / 255,
         epochs=2,
         batch_size=8,
-        dtype="float32",
+        storage_dtype="float32",
         verbose=0,
     )
     recording = RecordedTeacher(tmp_path)

@@ -274,7 +274,7 @@ def test_modules_are_found_inside_functions(way, tmp_path):
         x,
         tmp_path,
         seed=None,
-        dtype="float32",
+        storage_dtype="float32",
         verbose=0,
     )
     assert_as_before(module, before)
@@ -300,7 +300,7 @@ def test_recorded_on_every_backend(name, listed, tmp_path):
     module = MODULES[name]()
     before, expected = state_of(module), expected_of(module, x)
     teacher = [module] if listed else module
-    options = {"dtype": "float32", "seed": None, "verbose": 0}
+    options = {"storage_dtype": "float32", "seed": None, "verbose": 0}
     record_teacher(teacher, x, tmp_path, **options)
     np.testing.assert_allclose(
         recorded_in(tmp_path), expected, rtol=1e-5, atol=1e-6
@@ -329,7 +329,9 @@ def test_ensembles_are_recorded(tmp_path):
     module, model, matrix = network(), mlp(16), np.ones((6, CLASSES), "float32")
     members = [module, model, lambda x: keras.ops.matmul(x, matrix)]
     logits = [expected_of(module, x), model.predict(x, verbose=0), x @ matrix]
-    record_teacher(members, x, tmp_path, seed=None, dtype="float32", verbose=0)
+    record_teacher(
+        members, x, tmp_path, seed=None, storage_dtype="float32", verbose=0
+    )
     mean = np.mean([to_numpy(keras.ops.softmax(each)) for each in logits], 0)
     recorded = to_numpy(keras.ops.softmax(recorded_in(tmp_path)))
     np.testing.assert_allclose(recorded, mean, rtol=1e-4)
@@ -374,7 +376,7 @@ def test_preprocessing_works_on_what_the_module_gets(tmp_path):
             tmp_path / str(index),
             teacher_preprocessing=preprocessing,
             seed=None,
-            dtype="float32",
+            storage_dtype="float32",
             verbose=0,
         )
         np.testing.assert_allclose(
@@ -461,7 +463,9 @@ def test_logits_of_an_object(tmp_path):
         answer.logits = module(torch.as_tensor(np.asarray(x)))
         return answer
 
-    record_teacher(teacher, x, tmp_path, seed=None, dtype="float32", verbose=0)
+    record_teacher(
+        teacher, x, tmp_path, seed=None, storage_dtype="float32", verbose=0
+    )
     np.testing.assert_allclose(
         recorded_in(tmp_path), expected_of(module, x), rtol=1e-4
     )
