@@ -23,6 +23,7 @@ suite-%: $(VENV)/dev-installed
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs: $(VENV)/dev-installed
 	$(BIN)/mkdocs build --strict --site-dir build/site
