@@ -27,6 +27,7 @@ lint: $(VENV)/dev-installed
 
 docs: $(VENV)/dev-installed
 	$(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/python -m pytest -q --noconftest tests/browser
 
 # The wheel and the sdist build, and the wheel works without the checkout.
 wheel: $(VENV)/dev-installed
