@@ -1,10 +1,10 @@
 """CIFAR-10: a CNN of 25 thousand parameters, or a ResNet-20, learns by teacher.
 
-    python examples/cifar10.py                        # downloads CIFAR-10
-    python examples/cifar10.py --loss alone           # labels, no teacher
-    python examples/cifar10.py --data FOLDER --teacher resnet56 --mix \\
+    python experiments/cifar10.py                        # downloads CIFAR-10
+    python experiments/cifar10.py --loss alone           # labels, no teacher
+    python experiments/cifar10.py --data FOLDER --teacher resnet56 --mix \\
         --recorded-epochs 20 --epochs 200             # patience
-    python examples/cifar10.py --data FOLDER --teacher resnet56 \\
+    python experiments/cifar10.py --data FOLDER --teacher resnet56 \\
         --student resnet20 --smallest-area 1 --shift 0.125 --mix 0.3 \\
         --temperature 4 --learning-rate 2e-3 --epochs 30
 

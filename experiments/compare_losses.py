@@ -7,19 +7,20 @@ target class, gets the class that the teacher decides for. One setting of each
 loss, its temperature or the weight of a hint, is chosen on the 300 validation
 images, and the 600 test images are scored once with it.
 
-    python examples/compare_losses.py --out examples/results/losses.json
+    python experiments/compare_losses.py \\
+        --out experiments/results/losses.json
 
 About fifteen minutes on two cores.
 """
 
 import argparse
-import json
 import pathlib
-import types
 
 import digits
+import experiment_results as results
 import keras
 import numpy as np
+import results_schema
 
 from keras_distill import DIST
 from keras_distill import AttentionTransfer
@@ -104,14 +105,18 @@ def accuracy(student, x, y):
     return float(np.mean(digits.decisions(student, x) == y))
 
 
-def row_of(name, teacher, data, options):
-    """Choose the setting on the validation split; score the test split."""
+def chosen(name, teacher, data, options):
+    """Choose the setting on the validation split; score the test split.
+
+    Returns:
+        `(settings, metrics)` of the best setting.
+    """
     images = data["train"][0]
-    best = {"validation": -1.0}
+    best = None
     setting, values = "temperature", TEMPERATURES
     if name in HINTS:
         setting, values = "weight", WEIGHTS
-    for value in values[: options.settings]:
+    for value in values[: options.tried]:
         students = [
             taught(name, value, seed, teacher, images, options)
             for seed in range(options.seeds)
@@ -120,13 +125,12 @@ def row_of(name, teacher, data, options):
             [accuracy(student, *data["validation"]) for student in students]
         )
         print(f"{name:34} {setting}={value:g}: {validation:.2%}", flush=True)
-        if validation > best["validation"]:
-            best = {
-                "loss": name,
-                setting: value,
-                "validation": float(validation),
-                "test": [accuracy(s, *data["test"]) for s in students],
+        if best is None or validation > best[1]["validation_accuracy"]:
+            metrics = {
+                "validation_accuracy": float(validation),
+                "test_accuracy": [accuracy(s, *data["test"]) for s in students],
             }
+            best = {"loss": name, setting: value}, metrics
     return best
 
 
@@ -135,32 +139,25 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default="losses.json")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a short try")
-    given = parser.parse_args()
-    options = types.SimpleNamespace(
-        epochs=1 if given.smoke else EPOCHS,
-        steps=digits.STEPS_AT_ONCE if given.smoke else STEPS,
-        seeds=1 if given.smoke else given.seeds,
-        settings=1 if given.smoke else None,
-    )
+    options = parser.parse_args()
+    options.epochs, options.steps, options.tried = EPOCHS, STEPS, None
+    if options.smoke:
+        options.epochs, options.steps = 1, digits.STEPS_AT_ONCE
+        options.seeds = options.tried = 1
     data = digits.load()
     teacher = digits.train_teacher(data, options)
-    names = [*LOSSES, *HINTS]
-    rows = [row_of(name, teacher, data, options) for name in names]
-    result = {
-        "command": "python examples/compare_losses.py",
-        "backend": keras.backend.backend(),
-        "teacher": accuracy(teacher, *data["test"]),
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(result, indent=1))
-    for row in rows:
-        test = 100 * np.array(row["test"])
-        setting = "weight" if "weight" in row else "temperature"
+    teacher_accuracy = accuracy(teacher, *data["test"])
+    rows = []
+    for name in (*LOSSES, *HINTS):
+        settings, metrics = chosen(name, teacher, data, options)
+        metrics["teacher_accuracy"] = teacher_accuracy
+        rows.append(results.row_of(name, options, metrics, **settings))
+        test = 100 * np.array(metrics["test_accuracy"])
         print(
-            f"| {row['loss']} | {setting} {row[setting]:g} | "
-            f"{row['validation']:.2%} | {test.mean():.2f} ± "
-            f"{digits.spread(test):.2f} % |"
+            f"{settings}: {metrics['validation_accuracy']:.2%}, test "
+            f"{test.mean():.2f} ± {digits.spread(test):.2f} %"
         )
+    results_schema.write(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a ResNet-20 wins by zeros, and what by channels removed for good.
 
-    python examples/compare_resnet20.py --data FOLDER
+    python experiments/compare_resnet20.py --data FOLDER
 
 Both students start as the pretrained network, which is their teacher: one has
 90 % of its weights set to zero while it learns, the other half of its channels

@@ -5,7 +5,7 @@ that differ in what the two look at: the teacher at the whole image and the
 student at a crop of it; both at crops of their own; both at the same crop; both
 at the same crop, mixed with another.
 
-    python examples/consistency.py --data FOLDER --out consistency.json
+    python experiments/consistency.py --data FOLDER --out consistency.json
 
 Writes the divergence from the teacher on the training views and on 2,000 test
 images, and the student's test accuracy, after each epoch.
@@ -14,13 +14,13 @@ Source: Beyer et al. 2022, https://arxiv.org/abs/2106.05237, figure 3.
 """
 
 import argparse
-import json
 import pathlib
 
 import cifar10
 import experiment
-import experiment_results
+import experiment_results as results
 import keras
+import results_schema
 from keras import layers
 
 from keras_distill import ConsistentAugment
@@ -39,7 +39,7 @@ SETTINGS = (
 )
 
 
-@keras.saving.register_keras_serializable(package="examples")
+@keras.saving.register_keras_serializable(package="experiments")
 class TwoViews(layers.Layer):
     """Gives student and teacher different views of one image.
 
@@ -141,21 +141,16 @@ def main():
         teacher = experiment.in_policy(
             options.teacher_dtype, lambda: cifar10.pretrained(20, options.data)
         )
-    result = {
-        "command": experiment_results.command(),
-        "commit": experiment_results.commit(),
-        "hardware": experiment_results.hardware(),
-        "curves": {
-            setting: run(setting, teacher, x, scored, options)
-            for setting in SETTINGS
-        },
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    for setting, curves in result["curves"].items():
+    rows = []
+    for setting in SETTINGS:
+        curves = run(setting, teacher, x, scored, options)
+        row = results.row_of(setting, options, curves, views=setting)
+        rows.append(row)
         print(
             f"{setting:20}",
             *(f"{key} {values[-1]:.3f}" for key, values in curves.items()),
         )
+    results_schema.write(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Deep Compression with a teacher: LeNets on MNIST, a hundred times smaller.
 
-    python examples/deep_compression.py --network lenet_300_100
-    python examples/deep_compression.py --network lenet_5 --data FOLDER
+    python experiments/deep_compression.py --network lenet_300_100
+    python experiments/deep_compression.py --network lenet_5 --data FOLDER
 
 Trains a dense network, then prunes it, lets its weights share few values and
 packs it into one file. In both stages the dense network teaches. Writes a row
@@ -171,26 +171,21 @@ def report(name, stage, network, scored, options):
     path = options.workdir / f"{name}.packed"
     pack(network, path)
     weights = np.concatenate([w.ravel() for w in network.get_weights()])
-    row = {
-        "name": name,
-        "network": options.network,
-        "stage": stage,
-        "command": results.command(),
-        "commit": results.commit(),
-        "hardware": results.hardware(),
-        "seed": options.seed,
-        "scored_on": "validation" if options.validation else "test",
+    metrics = {
         "error": 1 - results.accuracy(unpack(path), scored),
         "zeros": float(np.mean(weights == 0)),
         "float32_bytes": weights.nbytes,
         "zlib_bytes": zlib_bytes(network),
         "bytes": path.stat().st_size,
     }
+    row = results.row_of(name, options, metrics, stage=stage)
     results.add(row, options.workdir)
+    times = weights.nbytes / metrics["bytes"]
+    zlib_times = weights.nbytes / metrics["zlib_bytes"]
     print(
-        f"{name}: error {row['error']:.2%}, {row['zeros']:.2%} zeros, "
-        f"{row['bytes']:,} bytes, {weights.nbytes / row['bytes']:.1f} times "
-        f"smaller (zlib: {weights.nbytes / row['zlib_bytes']:.1f} times)"
+        f"{name}: error {metrics['error']:.2%}, {metrics['zeros']:.2%} zeros, "
+        f"{metrics['bytes']:,} bytes, {times:.1f} times smaller "
+        f"(zlib: {zlib_times:.1f} times)"
     )
 
 

@@ -18,7 +18,7 @@ its recipe says. All settings were chosen on the 300 images, and the test images
 are scored once, at the end. The spread is the standard deviation over the
 seeds; teacher and split are the same for all of them.
 
-    python examples/digits.py
+    python experiments/digits.py
 
 About a minute on two cores. The backend is Keras's: `KERAS_BACKEND=jax`.
 """

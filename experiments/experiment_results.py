@@ -2,7 +2,6 @@
 
 import csv
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -11,7 +10,11 @@ import sys
 
 import keras
 import numpy as np
+import results_schema
 from matplotlib.figure import Figure
+
+# What a command shows in place of this machine's folders.
+PUBLIC = {"--data": "FOLDER", "--workdir": "RUNS"}
 
 
 def decisions(model, x):
@@ -35,48 +38,55 @@ def report(name, network, scored, options, teacher=None):
     """
     x, y = scored
     decided = decisions(network, x)
-    row = {
-        "name": name,
-        "command": command(),
-        "commit": commit(),
-        "hardware": hardware(),
-        "student": network.name,
-        "loss": options.loss,
-        "mix": options.mix,
-        "epochs": options.epochs,
-        "seed": options.seed,
-        "scored_on": "validation" if options.validation else "test",
+    names = {"network": network.name}
+    metrics = {
         "parameters": network.count_params(),
         "accuracy": float(np.mean(decided == y)),
     }
     if teacher is not None:
-        answers = decisions(teacher, x)
-        row["teacher"] = teacher.name
-        row["temperature"] = options.temperature
-        row["teacher_parameters"] = teacher.count_params()
-        row["teacher_accuracy"] = float(np.mean(answers == y))
-        row["agreement"] = float(np.mean(decided == answers))
-    add(row, options.workdir)
-    plot(rows_in(options.workdir), options.workdir)
-    print(f"{name}: {row['accuracy']:.2%} of the {row['scored_on']} images.")
+        outputs = decisions(teacher, x)
+        names["taught_by"] = teacher.name
+        metrics["teacher_parameters"] = teacher.count_params()
+        metrics["teacher_accuracy"] = float(np.mean(outputs == y))
+        metrics["agreement"] = float(np.mean(decided == outputs))
+    rows = add(row_of(name, options, metrics, **names), options.workdir)
+    plot(rows, options.workdir)
+    print(
+        f"{name}: {metrics['accuracy']:.2%} of the "
+        f"{split_of(options.validation)} images."
+    )
+
+
+def row_of(name, options, metrics, **settings):
+    """Return a row of this run, on this machine."""
+    return results_schema.new_row(
+        name, options, metrics, command(), commit(), hardware(), **settings
+    )
+
+
+def split_of(validation):
+    return "validation" if validation else "test"
 
 
 def add(row, workdir):
-    """Write a row into `results.json`, in place of one of the same name."""
-    rows = [x for x in rows_in(workdir) if x["name"] != row["name"]]
-    path = workdir / "results.json"
-    path.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    """Write a row into `results.json`, in place of one of the same name.
 
-
-def rows_in(workdir):
+    Returns:
+        All rows.
+    """
     path = workdir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    rows = [x for x in results_schema.read(path) if x["name"] != row["name"]]
+    rows.append(row)
+    results_schema.write(rows, path)
+    return rows
 
 
 def refuse_other_settings(name, options):
-    """Exit if the network of this name was trained by another command."""
-    for row in rows_in(options.workdir):
-        if row["name"] == name and row["command"] != command():
+    """Exit if the network of this name was trained with other settings."""
+    settings = results_schema.settings_of(options)
+    for row in results_schema.read(options.workdir / "results.json"):
+        recorded = {key: row["settings"].get(key) for key in settings}
+        if row["name"] == name and recorded != settings:
             sys.exit(
                 f"{options.workdir / name}.keras was trained by\n"
                 f"  {row['command']}\nReceived:\n  {command()}\n"
@@ -90,11 +100,11 @@ def command():
     `--report` only shows what a network trained without it became.
     """
     words = [word for word in sys.argv if word != "--report"]
-    for flag, public in (("--data", "FOLDER"), ("--workdir", "RUNS")):
+    for flag, public in PUBLIC.items():
         if flag in words:
             words[words.index(flag) + 1] = public
     return " ".join(
-        ["python", f"examples/{pathlib.Path(words[0]).name}", *words[1:]]
+        ["python", f"experiments/{pathlib.Path(words[0]).name}", *words[1:]]
     )
 
 
@@ -128,10 +138,11 @@ def plot(rows, workdir):
         curve = curve_of(workdir / f"{row['name']}.csv")
         if curve:
             epochs, values = zip(*curve)
-            label = f"{row['name']}, {row['accuracy']:.1%}"
+            label = f"{row['name']}, {row['metrics']['accuracy']:.1%}"
             axes.plot(epochs, 100 * np.array(values), ".-", label=label)
+    validation = rows[-1]["settings"]["validation"]
     axes.set_xlabel("epochs")
-    axes.set_ylabel(f"{rows[-1]['scored_on']} accuracy in %")
+    axes.set_ylabel(f"{split_of(validation)} accuracy in %")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

@@ -1,8 +1,8 @@
 """Flowers-102: function matching into a network eight times smaller.
 
-    python examples/flowers102.py --data FOLDER --mix --recorded-epochs 50
-    python examples/flowers102.py --data FOLDER --loss alone
-    python examples/flowers102.py --data FOLDER --teacher R101x3 \\
+    python experiments/flowers102.py --data FOLDER --mix --recorded-epochs 50
+    python experiments/flowers102.py --data FOLDER --loss alone
+    python experiments/flowers102.py --data FOLDER --teacher R101x3 \\
         --student R50x1 --size 128 --mix --epochs 10000
 
 The teacher is a network trained on ImageNet and fine-tuned here on the 1,020

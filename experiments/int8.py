@@ -1,6 +1,6 @@
 """CIFAR-10: a ResNet-20 as LiteRT files, rounded after training or during it.
 
-    python examples/int8.py --data FOLDER
+    python experiments/int8.py --data FOLDER
 
 The network is read from FOLDER/cifar10_resnet20_state.npz (see `cifar10.py`).
 It is written in every precision, and once more after a short training in which

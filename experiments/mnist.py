@@ -1,9 +1,9 @@
 """MNIST: a CNN of 1.4 million parameters teaches one of 20 thousand.
 
-    python examples/mnist.py                         # downloads MNIST
-    python examples/mnist.py --data FOLDER           # reads FOLDER/mnist.npz
-    python examples/mnist.py --loss alone            # labels, no teacher
-    python examples/mnist.py --mix --epochs 200 --recorded-epochs 20
+    python experiments/mnist.py                         # downloads MNIST
+    python experiments/mnist.py --data FOLDER           # reads FOLDER/mnist.npz
+    python experiments/mnist.py --loss alone            # labels, no teacher
+    python experiments/mnist.py --mix --epochs 200 --recorded-epochs 20
 
 The pair of the Keras example for distillation: convolutions 256 and 512 wide
 teach 16 and 32, with an activation after the second as well. The teacher is

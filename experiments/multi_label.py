@@ -17,19 +17,20 @@ Per seed, all students have the same initial weights, optimizer and number of
 steps. A canvas counts as right if all ten labels are. The canvases of the test
 show other digits, those of MNIST's test images.
 
-    python examples/multi_label.py --data FOLDER    # reads FOLDER/mnist.npz
+    python experiments/multi_label.py --data FOLDER    # reads FOLDER/mnist.npz
 
 About ten minutes on one core. Without `--data`, the 8x8 digits of scikit-learn
 are drawn. The backend is Keras's: `KERAS_BACKEND=jax`.
 """
 
 import argparse
-import json
 import pathlib
 
 import experiment
+import experiment_results as results
 import keras
 import numpy as np
+import results_schema
 from keras import layers
 from sklearn.datasets import load_digits
 
@@ -146,13 +147,15 @@ def main():
     for name, shares in rows.items():
         print(f"{name:22} {np.mean(shares):.1%} ± {np.std(shares):.1%}")
     if options.out:
-        results = {
-            "command": "python examples/multi_label.py --data FOLDER",
-            "backend": keras.backend.backend(),
-            "measure": "share of test canvases of which all labels are right",
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        results_schema.write(
+            [
+                results.row_of(
+                    name, options, {"exact_matches": shares}, model=name
+                )
+                for name, shares in rows.items()
+            ],
+            options.out,
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Half of the filters of a ResNet-56 removed, and what is left taught back.
 
-    python examples/prune_resnet.py --data FOLDER --loss alone
-    python examples/prune_resnet.py --data FOLDER --recorded-epochs 10
-    python examples/prune_resnet.py --data FOLDER --recorded-epochs 10 --report
+    python experiments/prune_resnet.py --data FOLDER --loss alone
+    python experiments/prune_resnet.py --data FOLDER --recorded-epochs 10
+    python experiments/prune_resnet.py --data FOLDER --recorded-epochs 10 \\
+        --report
 
 A ResNet-56 that was trained on CIFAR-10 loses half of its channels, which
 leaves a quarter of its weights; the statistics of its normalizations are

