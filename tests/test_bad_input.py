@@ -21,25 +21,27 @@ from keras_distill import InceptionCrop
 
 
 def test_unnamed_roles():
-    with pytest.raises(TypeError, match="Name the two roles: `Distiller"):
+    with pytest.raises(TypeError, match="takes 1 positional argument but 3"):
         Distiller(mlp(16), mlp())
 
 
 @pytest.mark.parametrize("missing", ["student", "teacher"])
 def test_a_missing_role(missing):
     roles = {"student": mlp(), "teacher": mlp(16), missing: None}
-    with pytest.raises(TypeError, match=f"{missing}=None"):
+    with pytest.raises(
+        TypeError, match=f"`{missing}` must be a.*Received: None"
+    ):
         Distiller(**roles)
 
 
 def test_identical_roles():
     model = mlp()
-    with pytest.raises(ValueError, match=r"are the same model. Received"):
+    with pytest.raises(ValueError, match=r"must be two models. Received"):
         Distiller(student=model, teacher=model)
 
 
 def test_swapped_roles():
-    with pytest.warns(UserWarning, match="Are the two swapped?"):
+    with pytest.warns(UserWarning, match="Check that they are not swapped"):
         Distiller(student=mlp(64), teacher=mlp(4))
 
 
@@ -75,7 +77,9 @@ def test_shared_layers():
     )
     with pytest.raises(ValueError, match=r"2 shared weights, such as .*kernel"):
         Distiller(student=student, teacher=teacher)
-    with pytest.raises(ValueError, match="shares weights with the teacher"):
+    with pytest.raises(
+        ValueError, match="must not share weights with the"
+    ):
         Distiller(student=student, teacher=[mlp(8), teacher])
 
 
@@ -123,7 +127,7 @@ def test_logits_where_probabilities_are_expected():
     distiller = Distiller(
         student=mlp(activation="softmax"), teacher=mlp(16, name="big")
     )
-    message = r"from_logits=False\) takes probabilities.*'big' ends in"
+    message = r"from_logits=False\) expects probabilities.*'big' ends in"
     with pytest.raises(ValueError, match=message):
         distiller.compile("adam", ClassicKD(from_logits=False))
 
@@ -190,7 +194,7 @@ def test_missing_labels():
         ValueError, match=r"a weight of 0.25, and the data has no"
     ):
         distiller.fit(x, verbose=0)
-    with pytest.warns(UserWarning, match="so it runs for nothing"):
+    with pytest.warns(UserWarning, match="but no loss compares with it"):
         distiller.compile("adam", keras.losses.MeanSquaredError())
     with pytest.raises(ValueError, match="compares with labels, and the data"):
         distiller.fit(x, verbose=0)
@@ -224,7 +228,7 @@ def test_a_teacher_that_returns_nan(bad, jit_compile):
         student=student, teacher=linear(), student_preprocessing=tame
     )
     distiller.compile("sgd", jit_compile=jit_compile)
-    message = "returned NaN or infinity for 1 rows of batch 2 of this epoch"
+    message = "NaN or infinity for 1 rows of batch 2 of this epoch"
     with pytest.raises(ValueError, match=message):
         distiller.fit(x, batch_size=8, shuffle=False, verbose=0)
     assert all(np.all(np.isfinite(w)) for w in weights_of(student))
@@ -302,9 +306,7 @@ def test_losses_of_unknown_outputs():
 
 def test_an_ambiguous_loss():
     distiller = Distiller(student=mlp(), teacher=mlp(16))
-    with pytest.raises(
-        ValueError, match="leaves the kind of cross-entropy open"
-    ):
+    with pytest.raises(ValueError, match="does not say which cross-entropy"):
         distiller.compile("adam", "crossentropy")
 
 

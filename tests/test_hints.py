@@ -107,7 +107,7 @@ def test_hint_loss_is_the_formula(name, weighted):
     teacher, student = conv_net(3), conv_net(3)
     weight = np.linspace(0, 2, 6).astype("float32") if weighted else None
     distiller = distiller_of(
-        student, teacher, Hint("features", "features", loss, weight=0.5)
+        student, teacher, Hint("features", "features", loss=loss, weight=0.5)
     )
     logs = distiller.evaluate(
         x, sample_weight=weight, batch_size=6, verbose=0, return_dict=True

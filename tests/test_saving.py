@@ -126,7 +126,7 @@ def test_weights_of_another_set_up_are_refused(tmp_path):
     distiller.save_weights(tmp_path / "d.weights.h5")
     other = Distiller(student=cnn(2), teacher=cnn(16))
     with pytest.raises(
-        ValueError, match="random generators and this Distiller"
+        ValueError, match="with 4 states for a Distiller with 1 generators"
     ):
         other.load_weights(tmp_path / "d.weights.h5")
 

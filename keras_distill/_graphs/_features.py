@@ -1,4 +1,4 @@
-"""What inner layers return, collected while their model runs as usual.
+"""What inner layers return, captured while their model runs as usual.
 
 Left out: a second model that shares the layers and has more outputs. It can't
 look into nested or subclassed models, and calling it beside the first one runs
@@ -12,9 +12,9 @@ import threading
 
 import keras
 
-# What is being collected here and now: replicas of a distribution strategy are
+# What is being captured here and now: replicas of a distribution strategy are
 # threads that take turns in the middle of a forward pass.
-_collected = contextvars.ContextVar("collected", default=None)
+_captured = contextvars.ContextVar("captured", default=None)
 _lock = threading.Lock()
 _taps = {}  # id of a layer -> how many blocks collect from it
 
@@ -23,7 +23,7 @@ _METHODS = ("call", "quantized_call")
 
 
 @contextlib.contextmanager
-def collecting(layers):
+def capturing(layers):
     """Collect what `layers` return while the block runs their model.
 
     Args:
@@ -36,16 +36,16 @@ def collecting(layers):
     Raises:
         ValueError: from that function, if a layer did not run exactly once.
     """
-    collected = {id(layer): [] for layer in layers}
+    captured = {id(layer): [] for layer in layers}
     with contextlib.ExitStack() as stack:
         for layer in layers:
             stack.enter_context(_tapped(layer))
-        token = _collected.set(collected)
-        stack.callback(_collected.reset, token)
-        yield lambda: [_only(layer, collected[id(layer)]) for layer in layers]
+        token = _captured.set(captured)
+        stack.callback(_captured.reset, token)
+        yield lambda: [_single(layer, captured[id(layer)]) for layer in layers]
 
 
-def _only(layer, outputs):
+def _single(layer, outputs):
     if len(outputs) != 1 or keras.tree.is_nested(outputs[0]):
         what = "several tensors" if len(outputs) == 1 else "no single output"
         raise ValueError(
@@ -83,9 +83,9 @@ def _tap(layer, method):
     @functools.wraps(function)
     def tap(*args, **kwargs):
         outputs = function(*args, **kwargs)
-        collected = _collected.get()
-        if collected is not None and id(layer) in collected:
-            collected[id(layer)].append(outputs)
+        captured = _captured.get()
+        if captured is not None and id(layer) in captured:
+            captured[id(layer)].append(outputs)
         return outputs
 
     return tap

@@ -1,53 +1,52 @@
 """Distiller: a student, a teacher and a view, trained by plain `fit()`.
 
-`train_step` does one thing: it turns the batch into an annotated batch (the
-view drawn, the teacher's outputs attached, outside the gradient) and hands it
-to Keras's own step. `test_step` does the same with the plain batch. So all
-that Keras's step knows (mixed precision, distribution, gradient accumulation,
-regularisers) works here without a line about it.
+`train_step` does one thing: it draws the view, attaches the teacher's outputs
+to the batch, outside the gradient, and calls Keras's own step on the result.
+`test_step` does the same with the plain batch. So everything that Keras's step
+does (mixed precision, distribution, gradient accumulation, regularisers) works
+here without any code for it.
 
-Left out: student and teacher in one graph, and a frozen copy of the teacher.
-The teacher is borrowed (see `teachers/live.py`).
+The class holds its helpers in plain objects, which Keras does not track: the
+`LiveTeacher`, the `HintFeatures`, and per `compile()` the `Logs` with the
+`Objective`. Its methods are those that Keras calls.
+
+Left out: student and teacher in one graph, and a frozen copy of the teacher
+(see `teachers/_live_teacher.py`).
 """
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import _backend
-from keras_distill._graphs import _outputs
-from keras_distill.distiller import _checks
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
+from keras_distill.distiller import _annotate
+from keras_distill.distiller import _compiled_steps
+from keras_distill.distiller import _model_checks
+from keras_distill.distiller import _output_checks
+from keras_distill.distiller import _saving
 from keras_distill.distiller import _warnings
-from keras_distill.distiller._building import BuildsSteps
-from keras_distill.distiller._callback_modes import set_directions
-from keras_distill.distiller._hint_terms import HintTerms
-from keras_distill.distiller._hints import TakesHints
-from keras_distill.distiller._hints import split
-from keras_distill.distiller._logs import KeepsLogs
-from keras_distill.distiller._metrics_by_output import TeacherMetrics
-from keras_distill.distiller._metrics_by_output import without_teacher_metrics
+from keras_distill.distiller._callback_modes import set_modes
+from keras_distill.distiller._compilation import make_logs
+from keras_distill.distiller._hint_features import HintFeatures
 from keras_distill.distiller._objective import Leaf
-from keras_distill.distiller._objective import Objective
-from keras_distill.distiller._saving import SavesStudent
-from keras_distill.distiller._targets import Targets
-from keras_distill.distiller._targets import View
-from keras_distill.distiller._value_watch import ValueWatch
-from keras_distill.losses import FunctionMatching
-from keras_distill.recording._batches import labels_or_none
-from keras_distill.recording._batches import unpack
-from keras_distill.recording._batches import with_labels_or_none
-from keras_distill.recording._recorded_teacher import RecordedTeacher
-from keras_distill.recording._replay import arguments_of_fit
-from keras_distill.recording._replay import check_one_replica
-from keras_distill.recording._replay import replayed
+from keras_distill.distiller._step_data import StepInputs
+from keras_distill.distiller._step_data import labels_or_empty
+from keras_distill.distiller._step_data import outputs_and_features
+from keras_distill.distiller._step_data import with_labels_or_empty
+from keras_distill.distiller._teacher_metrics import without_teacher_metrics
+from keras_distill.losses import Hint
+from keras_distill.recording import RecordedTeacher
+from keras_distill.recording import _replay
 from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.views import ConsistentAugment
-from keras_distill.views._consistent_augment import view_of_each
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(TakesHints, KeepsLogs, SavesStudent, BuildsSteps, keras.Model):
+class Distiller(keras.Model):
     """Trains a student to be like its teacher, in plain `fit()`.
 
     Each training step draws one view of the batch, shows it to both models, and
@@ -114,117 +113,138 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, BuildsSteps, keras.Model):
 
     def __init__(
         self,
-        *positional,
-        student=None,
-        teacher=None,
-        augment=None,
-        hints=(),
-        student_preprocessing=None,
-        teacher_preprocessing=None,
-        teacher_dtype=None,
-        name=None,
-    ):
-        _checks.check_roles(positional, student, teacher)
+        *,
+        student: keras.Model,
+        teacher: Any,
+        augment: keras.layers.Layer | None = None,
+        hints: Hint | list[Hint] | tuple[Hint, ...] = (),
+        student_preprocessing: Any = None,
+        teacher_preprocessing: Any = None,
+        teacher_dtype: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        _model_checks.check_roles(student, teacher)
         _warnings.own_steps(student)
-        # The shared view must reach each model's own preprocessing untouched,
+        # The shared view must reach each model's own preprocessing unchanged,
         # so the Distiller itself casts nothing. Its policy is the student's:
-        # Keras looks there for whether the loss has to be scaled.
+        # Keras reads there whether the loss has to be scaled.
         super().__init__(
-            name=name, dtype=_checks.loss_policy(student), autocast=False
+            name=name, dtype=_model_checks.loss_policy(student), autocast=False
         )
         self.student = student
-        self.student_preprocessing = _checks.preprocessing(
+        self.student_preprocessing = _model_checks.preprocessing(
             "student_preprocessing", student_preprocessing, student
         )
-        self.teacher_preprocessing = _checks.preprocessing(
+        self.teacher_preprocessing = _model_checks.preprocessing(
             "teacher_preprocessing", teacher_preprocessing, teacher
         )
         if augment is not None and not isinstance(augment, ConsistentAugment):
             augment = ConsistentAugment(augment)
         self.augment = augment
         self.teacher_dtype = teacher_dtype
+        self._features = HintFeatures(student, hints)
+        self.hints = self._features.hints
         self._fitting = False
-        self._take_hints(hints)
         self.teacher = teacher
-        self.built = student.built and self._hints_ready
+        self.built = student.built and self._features.has_projectors
 
     @property
-    def teacher(self):
-        """The teacher as it was given. Assigning another one takes effect."""
+    def teacher(self) -> Any:
+        """The teacher as it was given. Assign another one to change it."""
         return self._recording or self._live_teacher.given
 
     @teacher.setter
-    def teacher(self, teacher):
+    def teacher(self, teacher: Any) -> None:
         recording = teacher if isinstance(teacher, RecordedTeacher) else None
         if recording is not None:
-            _checks.check_replay(recording, self.augment, self.hints)
+            _output_checks.check_replay(recording, self.augment, self.hints)
             teacher = recording.live_or_absent
         live = LiveTeacher(
             teacher, self.teacher_preprocessing, self.teacher_dtype
         )
-        _checks.check_no_shared_weights(self.student, live)
-        self._find_hints_in(live)
+        _model_checks.check_no_shared_weights(self.student, live)
+        self._features.find_in(live, self.student, can_change=not self.built)
+        self._track_projectors()
         self._live_teacher = live
         self._recording = recording
         if self.compiled:
-            self._check_outputs(self._objective)
-            # The compiled steps hold the teacher before this one. During a
-            # `fit()`, a callback may assign one, and the next step is another.
+            _output_checks.check_models(
+                self.student, live, recording, self._logs.objective
+            )
+            # The compiled steps hold the previous teacher. A callback may
+            # assign one during `fit()`: the next step is made for it.
             if self.train_function is not None:
                 self.make_train_function(force=True)
             self.test_function = None
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Keras and PyTorch track every model that is assigned to an attribute:
+        # the teacher would get optimizer slots and a place in checkpoints. No
+        # explicit method can prevent that, because both of them intercept the
+        # plain assignment `distiller.teacher = model`.
         if name == "teacher":
-            # Keras and PyTorch adopt every model that is assigned to them.
-            # This leads to the setter above and nowhere else.
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)  # calls the setter above
         else:
             super().__setattr__(name, value)
 
+    def __dir__(self) -> list[str]:
+        # Keras saves every model that it finds by `dir()`, properties included.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    def _track_projectors(self):
+        # Keras tracks, trains and saves the layers in an attribute.
+        self.projectors = self._features.projectors
+
     @property
-    def output_names(self):
-        """The names of the student's outputs, where it has any."""
+    def output_names(self) -> list[str]:
+        """The names of the student's outputs, if it has names."""
         return self.student.output_names
 
-    def call(self, inputs, training=None):
-        if self.student_preprocessing is not None:
-            inputs = self.student_preprocessing(inputs)
+    def call(self, inputs: Tensors, training: bool | None = None) -> Tensors:
+        if isinstance(inputs, StepInputs):
+            return self._features.run_student(
+                functools.partial(self._run_student, inputs.view, training)
+            )
         return self._run_student(inputs, training)
 
-    def summary(self, *args, **kwargs):
+    def _run_student(self, inputs, training=None):
+        if self.student_preprocessing is not None:
+            inputs = self.student_preprocessing(inputs)
+        return self.student(inputs, training=training)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
         """Print the student's summary, with the arguments of Keras."""
         return self.student.summary(*args, **kwargs)
 
-    def export(self, *args, **kwargs):
+    def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, with the arguments of `keras.Model.export`.
 
         Raises:
-            ValueError: if the Distiller preprocesses for the student, which
-                the file would leave out.
+            ValueError: if there is a `student_preprocessing`, which the file
+                would leave out.
         """
         if self.student_preprocessing is not None:
             raise ValueError(
                 "The exported file would leave out `student_preprocessing`. "
                 f"Received: {self.student_preprocessing!r}. Put it in front of "
-                "the student in a model of its own, or export "
-                "`distiller.student` and preprocess its inputs."
+                "the student in one model, or export `distiller.student` and "
+                "preprocess its inputs."
             )
         return self.student.export(*args, **kwargs)
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
         *,
-        check_values=True,
-        log_schedules=False,
-        **kwargs,
-    ):
-        """Choose how to train; the arguments are those of `keras.Model`.
+        check_values: bool = True,
+        log_schedules: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Configure the training; the arguments are those of `keras.Model`.
 
         Args:
             optimizer: as for `keras.Model.compile`.
@@ -232,169 +252,268 @@ class Distiller(TakesHints, KeepsLogs, SavesStudent, BuildsSteps, keras.Model):
                 `DistillationLoss`; for several outputs a list or dict of
                 losses. Other Keras losses compare with the labels. `None`
                 means `FunctionMatching()`.
-            loss_weights: floats in the structure of `loss`.
+            loss_weights: floats, schedules or variables in the structure of
+                `loss`.
             metrics: `TeacherAgreement` and `TeacherDivergence` compare with the
-                teacher, all other metrics with the labels. Where the view
-                mixes images, label metrics are computed in validation only.
+                teacher, all other metrics with the labels. If the view mixes
+                images, label metrics are computed in validation only.
             weighted_metrics: the same, with `sample_weight`.
             check_values: bool. Whether to raise an error that names the batch
-                where the teacher returns NaN, where outputs are probabilities
-                in the place of logits or the reverse, or where labels are no
-                classes.
-            log_schedules: bool. Whether today's value of each schedule and
-                variable among the numbers of the losses is logged.
+                if the teacher returns NaN, if outputs are probabilities instead
+                of logits or the reverse, or if labels are not classes.
+            log_schedules: bool. Whether to log the current value of each
+                schedule and variable among the numbers of the losses.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
                 `auto_scale_loss`, as for `keras.Model.compile`.
 
         Raises:
-            ValueError: if the outputs of teacher and student don't fit each
+            RuntimeError: if it is called during `fit()`.
+            ValueError: if the outputs of teacher and student do not fit each
                 other, or contradict the loss's `from_logits`.
         """
         if self._fitting:
             raise RuntimeError(
-                "`compile()` was called during `fit()`, which holds the steps "
+                "`compile()` was called during `fit()`, which uses the steps "
                 "compiled before. To change the temperature, alpha or a weight "
-                "during one `fit()`, give the loss a schedule; otherwise call "
-                "`compile()` between two fits."
+                "during one `fit()`, use a schedule in the loss. Otherwise "
+                "call `compile()` between two calls of `fit()`."
             )
         given = {
-            "optimizer": optimizer,
             "loss": loss,
             "loss_weights": loss_weights,
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
             "check_values": check_values,
             "log_schedules": log_schedules,
-            **kwargs,
         }
-        if loss is None and not _checks.hints_alone(self, self._live_teacher):
-            loss = FunctionMatching()
-        names = getattr(self.student, "output_names", None)
-        num_outputs = len(names or [""])
-        objective = Objective(
-            loss,
-            loss_weights,
-            names,
-            HintTerms(self.hints),
-            ValueWatch() if check_values else None,
+        self._logs = make_logs(
+            self.student,
+            self._live_teacher,
+            self._recording,
+            self.hints,
+            given,
         )
-        self._check_outputs(objective)
-        teacher_metrics = TeacherMetrics(metrics, weighted_metrics, objective)
-        outputs = _outputs.known_outputs(self.student)
-        if outputs is not None:
-            teacher_metrics.build(outputs)
-        _warnings.teacher_unused(objective, teacher_metrics)
-        self._start_logs(objective, teacher_metrics, log_schedules)
+        num_outputs = len(getattr(self.student, "output_names", [""]))
         super().compile(
             optimizer=optimizer,
-            loss=objective,
+            loss=self._logs.objective,
             metrics=without_teacher_metrics(metrics, num_outputs),
             weighted_metrics=without_teacher_metrics(
                 weighted_metrics, num_outputs
             ),
             **kwargs,
         )
-        self._keep_compile_arguments({**given, "optimizer": self.optimizer})
-
-    def _check_outputs(self, objective):
-        _checks.check_outputs(self.student, self._live_teacher, objective)
-        if self._recording is not None:
-            _checks.check_recording(self.student, self._recording, objective)
+        self._compile_arguments = _saving.CompileArguments(
+            {"optimizer": self.optimizer, **given, **kwargs}
+        )
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, x=None, y=None, *args, **kwargs):
-        _checks.check_not_empty(x)
+    def fit(
+        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
+    ) -> keras.callbacks.History:
+        _model_checks.check_not_empty(x)
         _backend.check_processes()
-        self._steps_taken = 0
-        arguments = arguments_of_fit(x, y, args, kwargs)
-        arguments["y"] = labels_or_none(x, y, arguments)
-        arguments["validation_data"] = with_labels_or_none(
+        arguments = _replay.arguments_of_fit(x, y, args, kwargs)
+        arguments["y"] = labels_or_empty(x, y, arguments)
+        arguments["validation_data"] = with_labels_or_empty(
             arguments.get("validation_data")
         )
         if self.compiled:
-            set_directions(arguments.get("callbacks"), self._logs)
+            self._logs.steps_taken = 0
+            set_modes(arguments.get("callbacks"), self._logs.direction_of)
         if self._recording is not None:
-            arguments = replayed(self._recording, arguments)
+            arguments = _replay.replayed(self._recording, arguments)
         self._fitting = True
         try:
             history = super().fit(**arguments)
         finally:
             self._fitting = False
-        self._settle_logs()
-        if history.epoch and not self._steps_taken:
+        self._logs.raise_pending()
+        if history.epoch and not self._logs.steps_taken:
             raise ValueError(_backend.EMPTY)
         return history
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        _checks.check_not_empty(x)
-        y = labels_or_none(x, y, kwargs)
+    def evaluate(
+        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        _model_checks.check_not_empty(x)
+        y = labels_or_empty(x, y, kwargs)
         logs = super().evaluate(x, y, *args, **kwargs)
-        self._settle_logs()
+        self._logs.raise_pending()
         return logs
 
-    def train_step(self, *arguments):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        logs = super().train_on_batch(*args, **kwargs)
+        self._logs.raise_pending()
+        return logs
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        logs = super().test_on_batch(*args, **kwargs)
+        self._logs.raise_pending()
+        return logs
+
+    def train_step(self, *arguments: Any) -> Any:
         return self._step(super().train_step, arguments, training=True)
 
-    def test_step(self, *arguments):
+    def test_step(self, *arguments: Any) -> Any:
         return self._step(super().test_step, arguments, training=False)
 
     def _step(self, step, arguments, training):
-        with self._student_gives_features():
-            return _backend.run_step(
-                self,
-                step,
-                functools.partial(self._annotate, training=training),
-                functools.partial(self._variables_read, training),
-                arguments,
+        return _backend.run_step(
+            self,
+            step,
+            functools.partial(self._annotate, training=training),
+            functools.partial(self._variables_read, training),
+            arguments,
+        )
+
+    def _annotate(self, data, training):
+        run_teacher = functools.partial(
+            _annotate.run_live, self._live_teacher, self._features
+        )
+        if self._recording is not None and training:
+            run_teacher = functools.partial(
+                _annotate.run_recorded, self._recording
+            )
+        return _annotate.annotate(
+            data,
+            self.augment if training else None,
+            run_teacher,
+            self._logs,
+            lambda: self.optimizer.iterations,
+        )
+
+    def compute_loss(
+        self,
+        x: Tensors = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensors = None,
+        training: bool = True,
+    ) -> Tensor:
+        if y.is_symbolic:
+            return ops.zeros(())  # Keras builds its state; ours has none.
+        outputs, features = outputs_and_features(y_pred)
+        y_pred = Leaf((outputs, self._features.project(features)))
+        return super().compute_loss(x, Leaf(y), y_pred, None, training)
+
+    def compute_metrics(
+        self, x: Tensors, y: Any, y_pred: Any, sample_weight: Tensors = None
+    ) -> dict[str, Tensor]:
+        outputs, _ = outputs_and_features(y_pred)
+        if y.is_symbolic:
+            self._logs.build(outputs)
+        else:
+            self._logs.update(y, outputs)
+        labels = y.followed_labels()
+        if labels is None:
+            logs = self._results(without=self._compile_metrics)
+        else:
+            weights = y.with_followed_weights().weights
+            logs = super().compute_metrics(x, labels, outputs, weights)
+        return self._logs.add_counts(logs)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        metrics = super().metrics
+        return metrics + self._logs.metrics if self.compiled else metrics
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """The names of what `evaluate()` returns."""
+        return list(self.get_metrics_result())
+
+    def get_metrics_result(self) -> dict[str, Tensor]:
+        label_metrics = self._compile_metrics
+        if label_metrics is not None and not label_metrics.built:
+            return self._results(without=label_metrics)
+        return self._results()
+
+    def _results(self, without=None):
+        return self._logs.results(self.metrics, without)
+
+    def reset_metrics(self) -> None:
+        if self.compiled:
+            self._logs.start_epoch()
+        super().reset_metrics()
+
+    def make_train_function(self, force: bool = False) -> None:
+        self._make("train_function", super().make_train_function, force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        self._make("test_function", super().make_test_function, force)
+
+    def _make(self, name, make, force):
+        existing = getattr(self, name)
+        make(force)
+        if getattr(self, name) is not existing:
+            variables = self._variables_read(name == "train_function")
+            _compiled_steps.wrap(
+                self, name, variables, self._live_teacher, self._logs
             )
 
     def _variables_read(self, training):
-        """Return the variables that annotating reads, the student's aside."""
-        read = [*self._live_teacher.variables, *self._objective.variables]
-        if self._objective.uses_step and not training:
-            # Training has the optimizer's state at hand, evaluation has not.
+        """Return the variables that a step reads beside the student's."""
+        objective = self._logs.objective
+        read = [*self._live_teacher.variables, *objective.variables]
+        if objective.uses_step and not training:
+            # The optimizer's state is an argument of a training step only.
             read += [v for v in self.optimizer.variables if v.shape == ()]
         return read
 
-    def _annotate(self, data, training):
-        """Return the batch with its view drawn and its targets attached."""
-        x, y, weights, record = unpack(data)
-        view, follows = x, None
-        if training and self.augment is not None:
-            view, drawn = self.augment.draw(x, record and record.drawn)
-            follows = View(self.augment, drawn, x)
-        student_view, teacher_view = view_of_each(view)
-        teacher, features = self._check_teacher(
-            self._outputs_of_teacher(teacher_view, record, training)
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        if data_batch is None:
+            data_batch = _backend.first_batch(iterator)
+        view, teacher_view, targets = _compiled_steps.symbolic_batch(
+            data_batch, self.augment, self._compile_metrics is not None
         )
-        moment = self._objective.moment(lambda: self.optimizer.iterations)
-        return student_view, Targets(
-            y, weights, teacher, features, follows, moment
+        self._features.build(
+            self._live_teacher,
+            self._run_student,
+            (teacher_view, view),
+            can_change=not self.built,
         )
+        self._track_projectors()
+        super()._symbolic_build(data_batch=(view, targets))
 
-    def _outputs_of_teacher(self, view, record, training):
-        """Return the list of the teachers' outputs, and the features."""
-        if self._recording is None or not training:
-            return self._run_teacher(view)
-        check_one_replica()
-        if record is None:
-            raise ValueError(
-                "Training from a recording goes through `fit()`, which knows "
-                "the batch and its views. Received a batch without them."
-            )
-        return [self._recording.structured(record.answers)], []
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """TensorFlow only: build early, so that callbacks find weights."""
+        if self.built:
+            super()._maybe_symbolic_build(iterator, data_batch)
+        else:
+            self._symbolic_build(iterator, data_batch)
 
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        if y.teacher is None:
-            return ops.zeros(())  # Keras builds its state; ours has none.
-        outputs, features = split(y_pred)
-        return super().compute_loss(
-            x,
-            Leaf(y),
-            Leaf((outputs, self._projected(features))),
-            None,
-            training,
-        )
+    def get_config(self) -> dict[str, Any]:
+        return _saving.config_of(self)
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> "Distiller":
+        arguments, projectors = _saving.parts_of(config, custom_objects)
+        distiller = cls(**arguments)
+        distiller._features.projectors = projectors
+        distiller._track_projectors()
+        return distiller
+
+    def get_compile_config(self) -> dict[str, Any]:
+        return self._compile_arguments.config() if self.compiled else {}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        _saving.save_random_states(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        _saving.load_random_states(self, store)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        # An optimizer without slots would leave those of the file behind.
+        if self.compiled and self.built and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        super().load_weights(*args, **kwargs)

@@ -1,137 +1,125 @@
-"""KeepsLogs: what a Distiller reports of its training.
+"""Logs: what a Distiller reports of its training.
 
-`loss` is what is minimised and Keras's own log. Beside it stand the parts of
-the loss, the metrics that look at labels (Keras's), and those that look at the
-teacher (ours).
+`loss` is what is minimised, and Keras logs it. Beside it are logged the parts
+of the loss, the metrics that compare with labels (Keras updates them) and the
+metrics that compare with the teacher.
 """
 
 import keras
 
 from keras_distill.distiller import _value_watch
-from keras_distill.distiller._hints import split
 
 
-class KeepsLogs:
-    """Adds the parts of the loss and the teacher metrics to Keras's logs."""
+class Logs:
+    """Adds the parts of the loss and the teacher metrics to Keras's logs.
 
-    def _start_logs(self, objective, teacher_metrics, log_schedules):
-        # In a plain object: Keras would track the metrics of an earlier
-        # `compile()` for ever, and save all of them in checkpoints.
-        self._logs = _Logs(objective, teacher_metrics, log_schedules)
-        self._steps_taken = 0
+    A plain object that each `compile()` makes: Keras would track the metrics of
+    every earlier `compile()` and save all of them.
 
-    @property
-    def _objective(self):
-        return self._logs.objective
+    Args:
+        objective: the `Objective`.
+        teacher_metrics: the `TeacherMetrics`.
+        log_schedules: bool. Whether to log the values of schedules.
+    """
 
-    @property
-    def metrics(self):
-        metrics = super().metrics
-        return metrics + self._logs.metrics if self.compiled else metrics
-
-    @property
-    def metrics_names(self):
-        """The names of what `evaluate()` returns."""
-        return list(self.get_metrics_result())
-
-    def get_metrics_result(self):
-        label_metrics = self._compile_metrics
-        if label_metrics is not None and not label_metrics.built:
-            return self._results(without=label_metrics)
-        return self._results()
-
-    def _results(self, without=None):
-        results = {}
-        teachers = {id(m) for m in self._logs.teacher_metrics.metrics}
-        for metric in self.metrics:
-            hidden = metric is without or metric.name == _value_watch.LOG
-            if not hidden and id(metric) not in teachers:
-                value = metric.result()
-                named = value if isinstance(value, dict) else {}
-                results.update(named or {metric.name: value})
-        return {**results, **self._logs.teacher_metrics.logs()}
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        outputs, _ = split(y_pred)
-        if y.teacher is None:
-            self._logs.teacher_metrics.build(outputs)
-        else:
-            self._logs.teacher_metrics.update_state(y, outputs)
-            self._logs.update_schedules(y.moment)
-        labels = y.followed_labels()
-        if labels is None:
-            logs = self._results(without=self._compile_metrics)
-        else:
-            weights = y.with_followed_weights().weights
-            logs = super().compute_metrics(x, labels, outputs, weights)
-        if self._logs.watch is not None:
-            logs[_value_watch.LOG] = self._logs.watch.metric.result()
-        return logs
-
-    def _check_teacher(self, outputs):
-        watch = self._logs.watch
-        return outputs if watch is None else watch.check_teacher(outputs)
-
-    def _collect_logs(self, logs):
-        if self._logs.watch is not None:
-            self._logs.watch.collect(logs)
-
-    def _settle_logs(self):
-        if self._logs.watch is not None:
-            self._logs.watch.settle()
-
-    def train_on_batch(self, *args, **kwargs):
-        logs = super().train_on_batch(*args, **kwargs)
-        self._settle_logs()
-        return logs
-
-    def test_on_batch(self, *args, **kwargs):
-        logs = super().test_on_batch(*args, **kwargs)
-        self._settle_logs()
-        return logs
-
-    def reset_metrics(self):
-        if self.compiled and self._logs.watch is not None:
-            self._logs.watch.start_epoch()
-        super().reset_metrics()
-
-
-class _Logs:
     def __init__(self, objective, teacher_metrics, log_schedules):
         self.objective = objective
         self.teacher_metrics = teacher_metrics
-        self.watch = objective.watch
-        self.schedules = []
+        self.steps_taken = 0  # in this `fit()`
+        self._watch = objective.watch
+        self._schedules = []
         if log_schedules:
             start = objective.moment(lambda: 0)
-            self.schedules = [
+            self._schedules = [
                 _Latest(name=name) for name in objective.scheduled_values(start)
             ]
 
     @property
     def metrics(self):
-        metrics = [
+        """The metrics that Keras resets and keeps in the compiled step."""
+        watch = [] if self._watch is None else [self._watch.metric]
+        return [
             *self.objective.trackers,
-            *self.schedules,
+            *self._schedules,
             *self.teacher_metrics.metrics,
+            *watch,
         ]
-        return metrics + ([] if self.watch is None else [self.watch.metric])
 
     def direction_of(self, name):
-        """Return `"min"` or `"max"`, or `None` if the log is not ours."""
+        """Return `"min"` or `"max"`, or `None` if the log is Keras's."""
         if name in [tracker.name for tracker in self.objective.trackers]:
             return "min"
         return self.teacher_metrics.direction_of(name)
 
-    def update_schedules(self, moment):
-        if self.schedules:
-            values = self.objective.scheduled_values(moment)
-            for metric in self.schedules:
+    def build(self, outputs):
+        """Build the teacher metrics on the student's outputs."""
+        self.teacher_metrics.build(outputs)
+
+    def update(self, targets, outputs):
+        """Update teacher metrics and schedules with a batch.
+
+        Args:
+            targets: the `Targets`.
+            outputs: the student's outputs.
+        """
+        self.teacher_metrics.update_state(targets, outputs)
+        if self._schedules:
+            values = self.objective.scheduled_values(targets.moment)
+            for metric in self._schedules:
                 metric.update_state(values[metric.name])
+
+    def results(self, metrics, without=None):
+        """Return the values of metrics by the names of their logs.
+
+        Args:
+            metrics: the metrics of the Distiller: Keras's and ours.
+            without: a metric that has no value yet, or `None`.
+        """
+        results = {}
+        teachers = {id(metric) for metric in self.teacher_metrics.metrics}
+        for metric in metrics:
+            hidden = metric is without or metric.name == _value_watch.LOG
+            if not hidden and id(metric) not in teachers:
+                value = metric.result()
+                named = value if isinstance(value, dict) else {}
+                results.update(named or {metric.name: value})
+        return {**results, **self.teacher_metrics.logs()}
+
+    def checked_teacher(self, outputs):
+        """Return teacher outputs that are finite; see `ValueWatch`."""
+        if self._watch is None:
+            return outputs
+        return self._watch.check_teacher(outputs)
+
+    def add_counts(self, logs):
+        """Add the counts of the `ValueWatch` to the logs of a step."""
+        if self._watch is not None:
+            logs[_value_watch.LOG] = self._watch.metric.result()
+        return logs
+
+    def after_step(self, logs):
+        """Count a finished step, and take the counts of values from its logs.
+
+        Args:
+            logs: dict of the logs of the step, which is changed.
+        """
+        self.steps_taken += 1
+        if self._watch is not None:
+            self._watch.collect(logs)
+
+    def raise_pending(self):
+        """Raise if the last step met values that cannot be right."""
+        if self._watch is not None:
+            self._watch.raise_pending()
+
+    def start_epoch(self):
+        """Raise what is pending, and count batches from 0 again."""
+        if self._watch is not None:
+            self._watch.start_epoch()
 
 
 class _Latest(keras.metrics.Metric):
-    """The value of a schedule at the last step."""
+    """The value of a schedule in the last step."""
 
     def __init__(self, name):
         super().__init__(name=name, dtype="float32")

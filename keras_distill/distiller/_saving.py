@@ -1,9 +1,9 @@
-"""SavesStudent: what a Distiller writes, which is nothing of its teacher.
+"""What a Distiller writes: the student's state, and nothing of its teacher.
 
-Keras saves a model's layers and its optimizer. Two things are missing for a run
-that is killed and resumed to end like one that never stopped: the state of the
-random generators, which Keras leaves out, and a teacher, which is not ours to
-copy and has to be assigned again.
+Keras saves a model's layers and its optimizer. A resumed run ends like a run
+that never stopped only if the random generators continue as well, and Keras
+does not save those. The teacher is not saved: it belongs to the caller, who
+assigns it again after loading.
 """
 
 import keras
@@ -11,101 +11,8 @@ import keras
 from keras_distill import _backend
 from keras_distill.teachers._live_teacher import AbsentTeacher
 
-
-class SavesStudent:
-    """Saving and loading of a Distiller, in every form that Keras has."""
-
-    def __dir__(self):
-        # Keras saves what it finds among the attributes. The teacher is there,
-        # but not to be found.
-        return [name for name in super().__dir__() if name != "teacher"]
-
-    def _keep_compile_arguments(self, arguments):
-        self._compile_arguments = _Arguments(arguments)
-
-    def get_compile_config(self):
-        if not self.compiled:
-            return {}
-        return {
-            name: keras.saving.serialize_keras_object(value)
-            for name, value in self._compile_arguments.values.items()
-        }
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in _PARTS
-            },
-            "projectors": keras.saving.serialize_keras_object(
-                list(self.projectors)
-            ),
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        parts = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in _PARTS
-        }
-        distiller = cls(
-            name=config["name"], teacher=AbsentTeacher(_NOT_SAVED), **parts
-        )
-        distiller.projectors = keras.saving.deserialize_keras_object(
-            config["projectors"], custom_objects=custom_objects
-        )
-        return distiller
-
-    def _seed_states(self):
-        """Return the state of every random generator, in a fixed order."""
-        weights = {id(weight) for weight in self.weights}
-        return [v for v in self.variables if id(v) not in weights]
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for index, state in enumerate(self._seed_states()):
-            store[f"seed_state_{index}"] = state
-        state = _backend.global_random_state()
-        if state is not None:
-            store[_GLOBAL_STATE] = state
-
-    def load_own_variables(self, store):
-        states = self._seed_states()
-        saved = [name for name in store.keys() if name.startswith("seed_state")]
-        if len(saved) != len(states):
-            raise ValueError(
-                f"The file holds the state of {len(saved)} random generators "
-                f"and this Distiller has {len(states)}. Load it into a "
-                "Distiller with the same student and the same `augment`, or "
-                "load the student's weights alone into `distiller.student`."
-            )
-        for index, state in enumerate(states):
-            state.assign(store[f"seed_state_{index}"])
-        if _GLOBAL_STATE in store.keys():
-            _backend.set_global_random_state(store[_GLOBAL_STATE][...])
-
-    def load_weights(self, *args, **kwargs):
-        # An optimizer without slots would leave those of the file behind.
-        if self.compiled and self.built and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        super().load_weights(*args, **kwargs)
-
-
-_NOT_SAVED = (
-    "This Distiller was loaded from a file, which holds the student and not "
-    "the teacher. Assign `distiller.teacher = teacher` before training or "
-    "evaluating it."
-)
-_GLOBAL_STATE = "global_random_state"
-_PARTS = (
+# The arguments of `Distiller` that are in its config.
+PARTS = (
     "student",
     "augment",
     "hints",
@@ -113,10 +20,93 @@ _PARTS = (
     "teacher_preprocessing",
     "teacher_dtype",
 )
+_SEED_STATE = "seed_state_"
+_GLOBAL_STATE = "global_random_state"
 
 
-class _Arguments:
-    """Hides the arguments from Keras, which would track and save them."""
+def config_of(distiller):
+    """Return the config of a Distiller, without its teacher."""
+    parts = {name: getattr(distiller, name) for name in PARTS}
+    parts["projectors"] = list(distiller.projectors)
+    return {
+        "name": distiller.name,
+        **{
+            name: keras.saving.serialize_keras_object(part)
+            for name, part in parts.items()
+        },
+    }
 
-    def __init__(self, values):
-        self.values = values
+
+def parts_of(config, custom_objects):
+    """Return `(arguments, projectors)` from the config of a Distiller."""
+
+    def part(name):
+        return keras.saving.deserialize_keras_object(
+            config[name], custom_objects=custom_objects
+        )
+
+    arguments = {name: part(name) for name in PARTS}
+    arguments |= {"name": config["name"], "teacher": _not_saved()}
+    return arguments, part("projectors")
+
+
+def _not_saved():
+    return AbsentTeacher(
+        "This Distiller was loaded from a file, which holds the student and "
+        "not the teacher. Assign `distiller.teacher = teacher` before you "
+        "train or evaluate it."
+    )
+
+
+class CompileArguments:
+    """The arguments of `compile()`, in a plain object.
+
+    Keras would track and save them if they were attributes of the model.
+    """
+
+    def __init__(self, arguments):
+        self._arguments = arguments
+
+    def config(self):
+        """Return the serialized arguments."""
+        return {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in self._arguments.items()
+        }
+
+
+def save_random_states(distiller, store):
+    """Write the state of every random generator to a Keras store."""
+    for index, state in enumerate(_seed_states(distiller)):
+        store[f"{_SEED_STATE}{index}"] = state
+    state = _backend.global_random_state()
+    if state is not None:
+        store[_GLOBAL_STATE] = state
+
+
+def load_random_states(distiller, store):
+    """Read the state of every random generator from a Keras store.
+
+    Raises:
+        ValueError: if the file has the states of other generators.
+    """
+    states = _seed_states(distiller)
+    saved = [name for name in store.keys() if name.startswith(_SEED_STATE)]
+    if len(saved) != len(states):
+        raise ValueError(
+            "The file must have the state of every random generator. Received: "
+            f"a file with {len(saved)} states for a Distiller with "
+            f"{len(states)} generators. Load it into a Distiller with the same "
+            "student and the same `augment`, or load the student's weights "
+            "alone into `distiller.student`."
+        )
+    for index, state in enumerate(states):
+        state.assign(store[f"{_SEED_STATE}{index}"])
+    if _GLOBAL_STATE in store.keys():
+        _backend.set_global_random_state(store[_GLOBAL_STATE][...])
+
+
+def _seed_states(distiller):
+    """Return the state of every random generator, in a fixed order."""
+    weights = {id(weight) for weight in distiller.weights}
+    return [v for v in distiller.variables if id(v) not in weights]

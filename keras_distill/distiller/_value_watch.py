@@ -1,9 +1,9 @@
-"""ValueWatch: notices values that can't be right, and says in which batch.
+"""ValueWatch: finds values that cannot be right, and reports the batch.
 
-A compiled step can't raise. It counts, and the counts come back with the logs
-and are looked at one step later, when they are there anyway. So watching costs
-no wait for the device. Zeros stand in for teacher outputs that are not finite,
-so that the student is not destroyed.
+A compiled step cannot raise an error. So it counts such values, and the counts
+are read from its logs one step later, when they are on the host anyway: the
+device never waits. Teacher outputs that are not finite are replaced by zeros,
+so that they do not destroy the student.
 """
 
 import keras
@@ -16,51 +16,51 @@ from keras_distill.losses._value_checks import contradicts
 LOG = "values_that_can_not_be_right"
 
 _NOT_FINITE, _TEACHER, _STUDENT, _LABELS = range(4)
-# Logits or probabilities: that is the same in every batch. A step that isn't
-# compiled looks at so many batches of an epoch, and saves the time after that.
+# Whether outputs are logits or probabilities is the same in every batch. A step
+# that is not compiled checks only the first batches of an epoch, to save time.
 _BATCHES = 8
 
 
 class ValueWatch:
-    """Watches the values of one epoch after another."""
+    """Checks the values of labels and outputs, epoch by epoch."""
 
     def __init__(self):
         self.metric = _Counts()
         self._calls = 0
         self._pending = None
 
-    def check_terms(self, belonging, terms):
-        """Look at one output of both models and at its labels.
+    def check_terms(self, targets, terms):
+        """Check one output of both models and its labels.
 
         Args:
-            belonging: the `OutputTargets` of that output.
-            terms: list with the `Term` of each of its losses.
+            targets: the `OutputTargets` of that output.
+            terms: list with the `OutputTerm` of each of its losses.
         """
         if self._calls < _BATCHES:
-            self._check_outputs(belonging, terms)
-        self._check_labels(belonging, terms)
+            self._check_outputs(targets, terms)
+        self._check_labels(targets, terms)
 
-    def _check_outputs(self, belonging, terms):
+    def _check_outputs(self, targets, terms):
         losses = [t.loss for t in terms if t.uses_teacher]
         for loss in losses[:1]:
             kind = loss.predicts, loss.from_logits
-            for output in belonging.teachers():
+            for output in targets.teachers():
                 self.count(_TEACHER, contradicts(output, *kind))
-            self.count(_STUDENT, contradicts(belonging.output, *kind))
+            self.count(_STUDENT, contradicts(targets.output, *kind))
 
-    def _check_labels(self, belonging, terms):
+    def _check_labels(self, targets, terms):
         for term in terms:
             if _compares_with_labels(term):
-                labels = belonging.raw_labels
-                if labels is not None and not belonging.mixes_labels:
-                    labels = belonging.labels()
+                labels = targets.raw_labels
+                if labels is not None and not targets.mixes_labels:
+                    labels = targets.labels()
                     self.count(
                         _LABELS,
                         bad_labels(
                             labels,
-                            belonging.output,
+                            targets.output,
                             term.loss.predicts,
-                            belonging.place_weights,
+                            targets.place_weights,
                         ),
                     )
                 break
@@ -86,8 +86,8 @@ class ValueWatch:
         self._pending = (self._calls, logs.pop(LOG))
         self._calls += 1
 
-    def settle(self):
-        """Raise if the last step met such values; call it before the next.
+    def raise_pending(self):
+        """Raise if the last step had such values. Call it before the next.
 
         Raises:
             ValueError: with the number of the batch.
@@ -101,29 +101,32 @@ class ValueWatch:
             if count > 0:
                 raise ValueError(
                     _MESSAGES[kind].format(count=int(count), batch=call)
-                    + " `compile(check_values=False)` switches this check off."
+                    + _SWITCH_OFF
                 )
 
     def start_epoch(self):
-        """Settle what is pending and count batches from 0 again."""
-        self.settle()
+        """Raise what is pending, and count batches from 0 again."""
+        self.raise_pending()
         self._calls = 0
+
+
+_SWITCH_OFF = " To switch this check off, use `compile(check_values=False)`."
 
 
 def _contradiction(role):
     return (
-        f"The outputs of the {role} contradict `from_logits` of the loss in "
-        "batch {batch} of this epoch (counted from 0). With `from_logits=True`"
-        " they must be logits, and are probabilities: none below 0, and each "
-        "row adds up to 1 (or each value lies between 0 and 1). With "
-        "`from_logits=False` they must be probabilities, and are not. Set "
-        "`from_logits` to what both models return, or change the last "
-        "activation of one."
+        f"The outputs of the {role} contradict `from_logits` of the loss. "
+        "Received: batch {batch} of this epoch (counted from 0). With "
+        "`from_logits=True` outputs must be logits, but these look like "
+        "probabilities: none is below 0, and each row adds up to 1 (or each "
+        "value lies between 0 and 1). With `from_logits=False` outputs must be "
+        "probabilities, but these are not. Set `from_logits` to what both "
+        "models return, or change the last activation of one model."
     )
 
 
 def _compares_with_labels(term):
-    """Tell whether a term compares labels in our own way, which is known."""
+    """Return whether a term compares labels with our own loss for labels."""
     loss = term.loss
     return (
         term.compares_with_teacher
@@ -135,27 +138,27 @@ def _compares_with_labels(term):
 
 _MESSAGES = {
     _NOT_FINITE: (
-        "The teacher returned NaN or infinity for {count} rows of batch "
-        "{batch} of this epoch (counted from 0). Check the teacher on that "
-        "batch, and that its inputs have the range and preprocessing that it "
-        "was trained with. The student is intact: zeros stood in for these "
-        "rows."
+        "The teacher must return finite outputs. Received: NaN or infinity "
+        "for {count} rows of batch {batch} of this epoch (counted from 0). "
+        "Check the teacher on that batch, and whether its inputs have the "
+        "range and preprocessing that it was trained with. The student is "
+        "intact: these rows were replaced by zeros."
     ),
     _TEACHER: _contradiction("teacher"),
     _STUDENT: _contradiction("student"),
     _LABELS: (
-        "{count} labels of batch {batch} of this epoch (counted from 0) can't "
-        "be right. Class indices must be whole numbers from 0 to the number of "
-        "classes - 1, and one-hot labels must add up to 1. Give labels that "
-        "mean 'no label' a `sample_weight` of 0, or use a `label_loss` with "
-        "`ignore_class`. For several labels at once use `BinaryKD()`, whose "
-        "labels lie between 0 and 1, each."
+        "Labels must be valid. Received: {count} invalid labels in batch "
+        "{batch} of this epoch (counted from 0). Class indices must be whole "
+        "numbers from 0 to the number of classes - 1, and one-hot labels must "
+        "add up to 1. Give labels that mean 'no label' a `sample_weight` of 0, "
+        "or use a `label_loss` with `ignore_class`. For several labels per "
+        "sample use `BinaryKD()`, whose labels lie between 0 and 1."
     ),
 }
 
 
 class _Counts(keras.metrics.Metric):
-    """How often each kind of value was met since the epoch began."""
+    """How often each kind of value occurred since the epoch began."""
 
     def __init__(self):
         super().__init__(name=LOG, dtype="float32")

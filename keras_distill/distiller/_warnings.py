@@ -1,4 +1,4 @@
-"""What a Distiller warns of: things that run, and seldom do what was meant."""
+"""What a Distiller warns about: code that runs, but is probably a mistake."""
 
 import logging
 import warnings
@@ -19,28 +19,29 @@ _BYPASSED = ("train_step", "test_step", "compute_loss", "compute_metrics")
 
 
 def teacher_unused(objective, teacher_metrics):
-    """Warn if the teacher runs and nothing compares with it."""
-    plain = [t for t in objective.all_terms if not t.compares_with_teacher]
+    """Warn if the teacher runs but nothing compares with it."""
+    plain = [t for t in objective.output_terms if not t.compares_with_teacher]
     if plain and not objective.uses_teacher and not teacher_metrics:
         warnings.warn(
-            "No loss compares with the teacher, so it runs for nothing. "
-            f"Received: loss={plain[0].loss.name!r}, which compares with the "
-            "labels. Use a DistillationLoss: `FunctionMatching()` for classes, "
-            "`BinaryKD()` for labels, `ValueMatching('mse')` for values.",
+            "The teacher runs, but no loss compares with it. Received: "
+            f"loss={plain[0].loss.name!r}, which compares with the labels. "
+            "Use a DistillationLoss: `FunctionMatching()` for classes, "
+            "`BinaryKD()` for independent labels, `ValueMatching('mse')` for "
+            "values.",
             stacklevel=3,
         )
 
 
 def hints_alone():
-    """Say in the log that nothing but hints is minimised."""
+    """Log that only the hints are minimised."""
     _log.warning(
-        "No loss was given and the outputs of the models are no classes: the "
-        "hints alone are minimised."
+        "No loss was given, and the outputs of the models are not classes: "
+        "only the hints are minimised."
     )
 
 
 def own_steps(student):
-    """Warn if the student has steps or losses of its own."""
+    """Warn if the student overrides steps or losses of `keras.Model`."""
     own = [
         name
         for name in _BYPASSED
@@ -48,10 +49,10 @@ def own_steps(student):
     ]
     if own:
         warnings.warn(
-            f"The student {student.name!r} has its own `{own[0]}`, and a "
-            "Distiller does not call it: it runs the student's `call` in its "
-            "own step. Put what it computes into a loss, into `add_loss`, or "
-            "into a subclass of Distiller.",
+            f"The student {student.name!r} overrides `{own[0]}`, which a "
+            "Distiller does not call: its own step runs the student's `call`. "
+            "Move the computation into a loss, into `add_loss`, or into a "
+            "subclass of Distiller.",
             stacklevel=3,
         )
 
@@ -64,19 +65,19 @@ def _home_of(model, name):
 
 
 def random_views(role, model):
-    """Warn if a model draws views of its own images."""
+    """Warn if a model contains layers that augment its images."""
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, _AUGMENTING):
             text = (
-                "draws a view that the teacher does not see"
+                "augments images that the teacher sees without augmentation"
                 if role == "student"
-                else "is inactive in a teacher, which runs in inference mode"
+                else "does nothing, because the teacher runs in inference mode"
             )
             warnings.warn(
                 f"The {role} {model.name!r} has the layer {layer.name!r} "
-                f"({type(layer).__name__}), which {text}. Take it out, and "
-                "give it as `augment` to the Distiller, which shows both "
-                "models the same view.",
+                f"({type(layer).__name__}), which {text}. Remove it from the "
+                "model and pass it to the Distiller as `augment`, which shows "
+                "both models the same view.",
                 stacklevel=3,
             )
             return

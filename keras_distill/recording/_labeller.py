@@ -126,7 +126,10 @@ class Labeller:
 
     def _draw_alone(self, inputs):
         view, drawn = self.augment.draw(inputs)
-        return {"view": view_of_each(view)[1], "drawn": tensors_of(drawn)}
+        return {
+            "view": view_of_each(view, inputs)[1],
+            "drawn": tensors_of(drawn),
+        }
 
     def _draw_and_run(self, inputs):
         view, drawn = inputs, []
@@ -134,7 +137,7 @@ class Labeller:
             view, drawn = self.augment.draw(inputs)
         answers = [
             tree.map_structure(lambda o: keras.ops.cast(o, "float32"), each)
-            for each in self.live(view_of_each(view)[1])
+            for each in self.live(view_of_each(view, inputs)[1])
         ]
         return {"outputs": self._averaged(answers), "drawn": tensors_of(drawn)}
 

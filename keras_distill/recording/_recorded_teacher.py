@@ -109,7 +109,7 @@ class RecordedTeacher:
         offset = (epoch % self.epochs) * per_epoch
         return self.shards.read(offset + start, offset + stop)
 
-    def answers(self, rows):
+    def outputs_in(self, rows):
         """Return the answers in rows, a dict of float32 arrays by output."""
         return {output.name: output.read(rows) for output in self.outputs}
 

@@ -1,7 +1,7 @@
-"""Replaying a recording: the recorded rows beside the data they belong to.
+"""Replaying a recording: the recorded rows join the data that they belong to.
 
-`fit()` gets a dataset of batches in which the inputs travel with what was drawn
-for them and what the teacher answered. The step renders the view from that.
+`fit()` gets a dataset of batches in which the inputs travel with the recorded
+transformations and teacher outputs. The step renders the view from them.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import numpy as np
 from keras import tree
 
 from keras_distill import _backend
-from keras_distill.recording import _batches
+from keras_distill.recording import _recorded_batch
 from keras_distill.recording import _sources
 
 
@@ -43,9 +43,9 @@ class Replay(keras.utils.PyDataset):
             self._batches = _Arrays(source.arrays, y, sample_weight)
         elif y is not None or sample_weight is not None:
             raise ValueError(
-                "A dataset of batches brings its labels and weights along: "
-                "`(x, y)` or `(x, y, sample_weight)`. Received: "
-                f"x={x!r} with y or sample_weight beside it."
+                "A dataset must contain its labels and weights: batches "
+                "`(x, y)` or `(x, y, sample_weight)`. Received: a dataset "
+                f"x={x!r} and a separate y or sample_weight."
             )
         else:
             self._batches = _Stream(x)
@@ -56,11 +56,9 @@ class Replay(keras.utils.PyDataset):
     def __getitem__(self, index):
         rows = self.recording.rows(self.epoch, index)
         x, y, weight = self._batches.get(self.epoch, index, rows["sample"])
-        x = {
-            _batches.INPUTS: x,
-            _batches.DRAWN: self.recording.drawn(rows),
-            _batches.ANSWERS: self.recording.answers(rows),
-        }
+        x = _recorded_batch.join(
+            x, self.recording.drawn(rows), self.recording.outputs_in(rows)
+        )
         return x if y is None else (x, y) if weight is None else (x, y, weight)
 
 
@@ -78,7 +76,7 @@ class _Arrays:
         ]
         if any(size not in ([], sizes[0]) for size in sizes):
             raise ValueError(
-                "`x`, `y` and `sample_weight` must have as many rows. "
+                "`x`, `y` and `sample_weight` must have equally many rows. "
                 f"Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
             )
 
@@ -91,8 +89,8 @@ class _Arrays:
 class _Stream:
     """Batches as they come, each checked against its recorded samples.
 
-    Keras looks at the first batches before it trains on them. These are kept
-    for the time being, because a stream does not go back.
+    Keras reads the first batches before it trains on them. A stream cannot go
+    back, so the first batches are kept.
     """
 
     _KEPT = 3
@@ -105,8 +103,8 @@ class _Stream:
         if epoch == self.epoch and index in self.kept and index < self.next:
             return self.kept[index]
         while self.epoch < epoch:
-            # An epoch that a resumed run has behind it is begun as well: a
-            # dataset that shuffles does so when it begins.
+            # A resumed run begins the finished epochs as well: a dataset that
+            # shuffles does so when an epoch begins.
             self.epoch, self.next, self.kept = self.epoch + 1, 0, {}
             self.iterator = _sources.batches_of(self.dataset)
             if self.epoch < epoch:
@@ -115,7 +113,7 @@ class _Stream:
         if batch is None or index != self.next:
             raise ValueError(
                 f"{_sources.OTHER_SAMPLES} The dataset ended after {self.next} "
-                f"batches, and batch {index} was asked for."
+                f"batches, but batch {index} is recorded."
             )
         self.next += 1
         unpacked = keras.utils.unpack_x_y_sample_weight(batch)
@@ -156,14 +154,15 @@ def replayed(recording, arguments):
     for name in _FIXED:
         if arguments.get(name):
             raise ValueError(
-                f"`{name}` would choose other batches than those of the "
-                f"recording. Received: {name}={arguments[name]}. Leave it out."
+                f"`{name}` must not be set: it would choose other batches than "
+                f"the recorded ones. Received: {name}={arguments[name]}. "
+                "Remove it."
             )
     batch_size = arguments.pop("batch_size", None)
     if batch_size not in (None, recording.manifest["batch_size"]):
         raise ValueError(
             f"The recording has batches of {recording.manifest['batch_size']}. "
-            f"Received: batch_size={batch_size}. Leave it out."
+            f"Received: batch_size={batch_size}. Remove it."
         )
     replay = Replay(
         recording,
@@ -188,11 +187,28 @@ def arguments_of_fit(x, y, args, kwargs):
     return {k: v for k, v in arguments.items() if k != "self"}
 
 
-def check_one_replica():
-    """Raise under a strategy of several replicas."""
+def outputs_of(recording, record):
+    """Return recorded outputs in the structure that the teacher returned.
+
+    Args:
+        recording: the `RecordedTeacher`.
+        record: the `Record` of a replayed batch, or `None`.
+
+    Raises:
+        ValueError: if there are several replicas, or the batch was not
+            replayed by `fit()`.
+    """
     if _backend.num_replicas() > 1:
         raise ValueError(
-            "A recording holds the views of whole batches, and each of "
-            f"{_backend.num_replicas()} replicas gets a share of one. Replay "
-            "it on one device, or train with the teacher itself."
+            "A recording is replayed on one device: it holds the views of "
+            "whole batches. Received: a strategy of "
+            f"{_backend.num_replicas()} replicas. Use one device, or train "
+            "with the teacher model itself."
         )
+    if record is None:
+        raise ValueError(
+            "A recording is replayed by `fit()`, which knows the batch and its "
+            "views. Received: a batch without recorded outputs, for example in "
+            "`train_on_batch`. Call `fit()`."
+        )
+    return recording.structured(record.outputs)

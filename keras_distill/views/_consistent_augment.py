@@ -272,8 +272,18 @@ class ConsistentAugment(keras.layers.Layer):
         return cls(**config)
 
 
-def view_of_each(view):
-    """Return `(student's view, teacher's view)` of what a chain returned."""
-    if isinstance(view, dict) and set(view) == {"student", "teacher"}:
+def view_of_each(view, inputs):
+    """Return `(student's view, teacher's view)` of an augmented batch.
+
+    Args:
+        view: what the augmentation returned for `inputs`.
+        inputs: the batch before. Inputs that have the names "student" and
+            "teacher" themselves are the same for both models.
+    """
+    if _has_both(view) and not _has_both(inputs):
         return view["student"], view["teacher"]
     return view, view
+
+
+def _has_both(batch):
+    return isinstance(batch, dict) and set(batch) == {"student", "teacher"}

@@ -295,7 +295,7 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(
     recording = recorded(
         teacher, x, tmp_path, seed=None, top_k=4, from_logits=from_logits
     )
-    answers = recording.answers(recording.rows(0, 0))["output_0"]
+    answers = recording.outputs_in(recording.rows(0, 0))["output_0"]
     exact = teacher.predict(x, verbose=0).astype("float64")
     if from_logits:
         answers, exact = np.exp(answers), np.exp(exact)
@@ -409,7 +409,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for augment in (None, MixUp(), ConsistentAugment([InceptionCrop(8, 8)])):
         with pytest.raises(ValueError, match="made with other views"):
             Distiller(student=student, teacher=recording, augment=augment)
-    with pytest.raises(ValueError, match="no inner features"):
+    with pytest.raises(ValueError, match="outputs but no features"):
         Distiller(
             student=student,
             teacher=recording,
@@ -425,7 +425,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         distiller.fit(x, y, batch_size=16, verbose=0)
     with pytest.raises(ValueError, match="Received: validation_split"):
         distiller.fit(x, y, validation_split=0.1, verbose=0)
-    with pytest.raises(ValueError, match="goes through `fit"):
+    with pytest.raises(ValueError, match=r"is replayed by `fit\(\)`"):
         distiller.train_on_batch(x[:8, :8, :8], y[:8])
     sure = cnn(2)
     sure.add(layers.Softmax())
@@ -526,7 +526,7 @@ record_teacher(
     rows = recording.rows(0, 0)
     view, _ = views().draw(x[rows["sample"]], recording.drawn(rows))
     np.testing.assert_allclose(
-        recording.answers(rows)["output_0"],
+        recording.outputs_in(rows)["output_0"],
         to_numpy(teacher(view, training=False)),
         rtol=1e-3,
         atol=1e-3,

@@ -233,7 +233,7 @@ def test_ensembles_are_averaged_as_what_they_predict(tmp_path, kind):
         epochs=2,
     )
     recording = RecordedTeacher(tmp_path)
-    recorded = recording.answers(recording.rows(0, 0))["output_0"]
+    recorded = recording.outputs_in(recording.rows(0, 0))["output_0"]
     outputs = [
         member.predict(x[:8], verbose=0).astype("float64") for member in members
     ]
@@ -253,7 +253,7 @@ def test_values_are_kept_in_full_precision_and_classes_in_half(tmp_path):
     )
     recording = RecordedTeacher(tmp_path)
     np.testing.assert_array_equal(
-        recording.answers(recording.rows(0, 0))["output_0"], tiny
+        recording.outputs_in(recording.rows(0, 0))["output_0"], tiny
     )
     for predicts in ("classes", "labels"):
         path = tmp_path / predicts
@@ -365,7 +365,7 @@ def test_the_recorded_pixels_are_those_of_the_view(tmp_path):
     rows = recording.rows(0, 0)
     view, _ = augment.draw(x[rows["sample"]], recording.drawn(rows))
     np.testing.assert_allclose(
-        recording.answers(rows)["output_0"],
+        recording.outputs_in(rows)["output_0"],
         to_numpy(teacher(view, training=False)),
         rtol=1e-4,
         atol=1e-5,
@@ -379,7 +379,7 @@ def test_labels_or_weights_of_another_length(tmp_path, arrays):
     record_teacher(mlp(16), data, tmp_path, batch_size=8, verbose=0)
     distiller = Distiller(student=mlp(), teacher=RecordedTeacher(tmp_path))
     distiller.compile("sgd", ClassicKD())
-    message = "must have as many rows" if arrays else "its labels and weights"
+    message = "must have equally many rows" if arrays else "its labels and weights"
     for labels, weights in ((y[:8], None), (y, np.ones(32))):
         with pytest.raises(ValueError, match=message):
             distiller.fit(data, labels, sample_weight=weights, verbose=0)

@@ -38,7 +38,7 @@ def record(teacher, x, path, **options):
     record_teacher(teacher, x, path, **options)
     recording = RecordedTeacher(path)
     parts = [
-        recording.structured(recording.answers(recording.rows(0, index)))
+        recording.structured(recording.outputs_in(recording.rows(0, index)))
         for index in range(recording.num_batches)
     ]
     return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
@@ -214,7 +214,7 @@ def test_views_are_drawn_for_functions(tmp_path):
         rows = recording.rows(epoch, batch)
         view, _ = views().draw(x[rows["sample"]], recording.drawn(rows))
         np.testing.assert_allclose(
-            recording.answers(rows)["output_0"],
+            recording.outputs_in(rows)["output_0"],
             teacher(to_numpy(view) / 255),
             rtol=1e-4,
         )

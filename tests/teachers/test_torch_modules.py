@@ -289,7 +289,7 @@ def recorded_in(path):
     recording = RecordedTeacher(path)
     rows = [recording.rows(0, i) for i in range(recording.num_batches)]
     return np.concatenate(
-        [recording.answers(each)["output_0"] for each in rows]
+        [recording.outputs_in(each)["output_0"] for each in rows]
     )
 
 

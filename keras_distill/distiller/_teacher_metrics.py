@@ -1,9 +1,9 @@
-"""TeacherMetrics: the teacher metrics that a `compile()` asked for.
+"""TeacherMetrics: the metrics of a `compile()` that compare with the teacher.
 
-Keras computes the metrics that look at labels. Those that look at the teacher
-are updated here, each with the output that it was given for, and named in the
-logs as Keras names its own: with the output's name in front if there are
-several outputs, and `weighted_` where both lists have the same metric.
+Keras updates the metrics that compare with labels. The others are updated here,
+each with the output that it was given for. Their logs are named as Keras names
+its own: the name of the output comes first if there are several outputs, and
+`weighted_` if both lists have the same metric.
 """
 
 import functools
@@ -21,7 +21,7 @@ class TeacherMetrics:
 
     Args:
         metrics, weighted_metrics: as for `keras.Model.compile`.
-        objective: the `Objective`, which knows what the outputs are.
+        objective: the `Objective`, whose losses say what outputs mean.
     """
 
     def __init__(self, metrics, weighted_metrics, objective):
@@ -79,9 +79,9 @@ class TeacherMetrics:
                         entries.append(_Entry(metric, index, weighted, log))
         self._entries = entries
         self._one_metric_per_entry()
-        terms = self._objective.terms_of(outputs)
+        terms = self._objective.terms_by_output(outputs)
         for entry in entries:
-            entry.metric.follow(*_reading(terms[entry.index][1]))
+            entry.metric.follow(*_meaning(terms[entry.index][1]))
 
     def _one_metric_per_entry(self):
         """Copy metrics that were given for several outputs at once."""
@@ -104,26 +104,26 @@ class TeacherMetrics:
             return
         self.build(outputs)
         targets = targets.with_followed_weights()
-        terms = self._objective.terms_of(outputs)
+        terms = self._objective.terms_by_output(outputs)
         for entry in self._entries:
             path, own = terms[entry.index]
-            belonging = OutputTargets(
+            of_output = OutputTargets(
                 targets,
                 path,
                 entry.index,
                 self._objective.names,
                 _outputs.at(outputs, path),
             )
-            predicts, from_logits = _reading(own)
-            teacher = belonging.teacher(
+            predicts, from_logits = _meaning(own)
+            teacher = of_output.teacher(
                 functools.partial(
                     _average.average,
                     predicts=predicts,
                     from_logits=from_logits is not False,
                 )
             )
-            weights = belonging.weights if entry.weighted else None
-            entry.metric.update_state(teacher, belonging.output, weights)
+            weights = of_output.weights if entry.weighted else None
+            entry.metric.update_state(teacher, of_output.output, weights)
 
 
 class _Entry:
@@ -137,7 +137,7 @@ def _is_ours(metric):
 
 
 def _names_of(paths, names):
-    """Return what stands before the metrics of each output."""
+    """Return the prefix of the metrics of each output."""
     if len(paths) == 1:
         return [""]
     if names is not None and len(names) == len(paths):
@@ -156,8 +156,8 @@ def _log_name(metric, output, weighted, taken):
     return log
 
 
-def _reading(terms):
-    """Return `(predicts, from_logits)` as the losses of an output say."""
+def _meaning(terms):
+    """Return `(predicts, from_logits)` of the losses of an output."""
     for term in terms:
         if term.compares_with_teacher and term.loss.predicts is not None:
             return term.loss.predicts, term.loss.from_logits
@@ -165,7 +165,7 @@ def _reading(terms):
 
 
 def without_teacher_metrics(metrics, num_outputs):
-    """Return `metrics` as Keras gets them: those that look at labels.
+    """Return `metrics` for Keras: those that compare with labels.
 
     Args:
         metrics: as for `keras.Model.compile`.

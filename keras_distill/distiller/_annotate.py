@@ -1,0 +1,47 @@
+"""What a step does before Keras's own step: draw the view, run the teacher."""
+
+import functools
+
+from keras_distill.distiller._step_data import StepInputs
+from keras_distill.distiller._step_data import unpack
+from keras_distill.distiller._targets import Targets
+from keras_distill.distiller._targets import View
+from keras_distill.recording import _replay
+from keras_distill.views._consistent_augment import view_of_each
+
+
+def annotate(data, augment, run_teacher, logs, step):
+    """Return `(StepInputs, Targets)` of a batch.
+
+    Args:
+        data: a batch as the data gave it, or a replayed batch.
+        augment: the `ConsistentAugment` to draw the view with, or `None`.
+        run_teacher: function `(view, record) -> (outputs, features)`.
+        logs: the `Logs`.
+        step: function that returns the optimizer's iterations.
+    """
+    x, y, weights, record = unpack(data)
+    view, follows = x, None
+    if augment is not None:
+        view, drawn = augment.draw(x, record and record.drawn)
+        follows = View(augment, drawn, x)
+    student_view, teacher_view = view_of_each(view, x)
+    outputs, features = run_teacher(teacher_view, record)
+    return StepInputs(student_view), Targets(
+        y,
+        weights,
+        logs.checked_teacher(outputs),
+        features,
+        follows,
+        logs.objective.moment(step),
+    )
+
+
+def run_recorded(recording, view, record):
+    """Return recorded outputs in place of the teacher's, and no features."""
+    return [_replay.outputs_of(recording, record)], []
+
+
+def run_live(live_teacher, features, view, record):
+    """Return the outputs of the teacher for a view, and its features."""
+    return features.run_teacher(functools.partial(live_teacher, view))
