@@ -137,10 +137,12 @@ def test_the_toggle_switches_to_dark_mode(tab, site):
 @pytest.mark.parametrize("term", SEARCHES)
 def test_search_finds(tab, site, term):
     _open(tab, site)
-    tab.locator("label.md-header__button[for='__search']:visible").or_(
-        tab.locator(".md-search__input:visible")
-    ).first.click()
-    tab.locator(".md-search__input").fill(term)
+    box = tab.locator(".md-search__input")
+    box.click()
+    # What is typed before the index is read is lost.
+    ready = tab.locator(".md-search-result__meta", has_text="Type to start")
+    ready.wait_for(state="attached")
+    box.press_sequentially(term)
     found = tab.locator(f".md-search-result__item a[href*='{SEARCHES[term]}']")
-    found.first.wait_for(state="attached", timeout=10_000)
+    found.first.wait_for(state="attached", timeout=5_000)
     assert tab.complaints == []
