@@ -69,10 +69,15 @@ def pipeline(teacher, image):
         axes["teacher"],
         softened(teacher(view)),
         TEACHER,
-        "the teacher's answer",
+        "the teacher's probabilities",
     )
     student = softened(network(4)(view))
-    bars(axes["student"], student, STUDENT, "the student's, before training")
+    bars(
+        axes["student"],
+        student,
+        STUDENT,
+        "the student's probabilities, before training",
+    )
     figure.savefig(HERE / "pipeline.png", dpi=110)
 
 
