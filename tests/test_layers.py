@@ -120,7 +120,7 @@ def test_a_layer_that_is_shared_is_one():
         ("only_lef", r"Did you mean \['left/only_left'"),
         ("right/only_left", r"Did you mean \['left/only_left'\]"),
         ("zzz", r"It has .*'left/same'.* and 4 more\."),
-        (7, "`exclude` must name layers, by strings.*7"),
+        (7, "`exclude` must name layers by strings.*7"),
     ],
 )
 def test_layers_that_are_not_there(name, message):
@@ -142,7 +142,7 @@ def test_a_name_of_several_layers_is_refused_with_their_paths():
 
 
 def test_one_layer_twice_is_refused():
-    message = r"`rank` names a layer twice.*'same' and 'whole/same'"
+    message = r"`rank` names the same layer twice.*'same' and 'whole/same'"
     with pytest.raises(ValueError, match=message):
         values_by_layer(nested(), {"same": 1, "whole/same": 2}, "rank")
 

@@ -1,4 +1,4 @@
-"""Graphs: reading the layers of a Keras model, and copying the model.
+"""Layer graphs: finding layers, walking the graph, and copying the model.
 
-Private to this library. Distillation and compression share it.
+Private to this library. Distillation and compression both use it.
 """

@@ -1,8 +1,11 @@
 """Copying a model layer by layer, with some layers replaced.
 
-Nothing is changed in the given model. Each layer of the copy is built from the
-config of the original layer, and its weights are copied.
+The given model is not changed. Each layer of the copy is built from the config
+of the original layer, and its weights are copied.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,36 +17,41 @@ from keras_distill._graphs._walk import has_graph
 
 
 class Copier:
-    """Copies graphs and keeps what is shared in them shared.
+    """Copies layer graphs. Shared layers and models stay shared in the copy.
 
     Args:
-        replace: a function of a layer. It returns the new layers that take its
-            place, as a list, each of them called on what the one before
-            returned; or None for a copy as it is. The layer itself in that
-            list stands for its copy. Otherwise the caller gives weights to
-            what it put in place; `replaced` has it as `{layer: [new layers]}`.
-        shape_of: a function that returns the shape that a graph's input tensor
-            has in the copy. Default: as it is.
-        dtype: the dtype policy of all layers copied that compute in floats.
-            Default: as it is.
+        replace: a function of a layer. It returns None to copy the layer, or a
+            list of new layers that replace it, each called on the output of the
+            one before. In this list, the layer itself stands for its copy. The
+            caller sets the weights of new layers, which are listed in the
+            attribute `replaced`: `{layer: [new layers]}`.
+        shape_of: a function that takes an input tensor of a graph and returns
+            its shape in the copy. Default: the same shape.
+        dtype: the dtype policy for all copied layers that compute in floats.
+            Default: the policy of each layer.
     """
 
     def __init__(
-        self, replace, shape_of=lambda tensor: tensor.shape, dtype=None
-    ):
+        self,
+        replace: Callable[[layers.Layer], list[layers.Layer] | None],
+        shape_of: Callable[
+            [keras.KerasTensor], tuple[int | None, ...]
+        ] = lambda tensor: tensor.shape,
+        dtype: str | None = None,
+    ) -> None:
         self.replace = replace
         self.shape_of = shape_of
         self.dtype = dtype
-        self.replaced = {}
-        self.copied = {}
-        self._new = {}
+        self.replaced: dict[layers.Layer, list[layers.Layer]] = {}
+        self.copied: dict[layers.Layer, layers.Layer] = {}
+        self._new: dict[layers.Layer, list[layers.Layer]] = {}
 
-    def copy(self, model):
-        """Return the copy of a model, with the weights of what was copied."""
+    def copy(self, model: keras.Model) -> keras.Model:
+        """Return the copy of a model. Copied layers get their weights."""
         copy = self._graph(model)
         for original, new in self.copied.items():
             if isinstance(original, layers.Layer) and not has_graph(original):
-                _carry_over(original, new)
+                _copy_weights(original, new)
         return copy
 
     def _graph(self, model):
@@ -53,15 +61,15 @@ class Copier:
             for layer in model.layers:
                 stack += self._new_layers(layer)
             return keras.Sequential(stack, **options)
-        # `clone_model` would compile the copy of a compiled model too.
+        # `clone_model` would also compile the copy of a compiled model.
         plain = keras.Model(model.input, model.output)
         clone = keras.models.clone_model(
             plain,
             input_tensors=tree.map_structure(self._new_input, plain.input),
             clone_function=self._new_operation,
         )
-        # Given to the constructor, `trainable` does not reach the layers, which
-        # have flags of their own.
+        # Given to the constructor, `trainable` does not change the flags of the
+        # layers.
         return keras.Model(clone.input, clone.output, **options)
 
     def _new_input(self, tensor):
@@ -97,17 +105,17 @@ class Copier:
         return new_layer(original)
 
 
-def new_layer(original, **changes):
-    """Return a new layer with the config of another, apart from `changes`."""
+def new_layer(original: layers.Layer, **changes: Any) -> layers.Layer:
+    """Return a new layer from the config of another, with some changes."""
     try:
         config = original.get_config() | changes
         return original.__class__.from_config(config)
     except Exception as error:
         raise ValueError(
-            f"The layer {original.name!r}, {original!r}, can't be built anew "
-            "from its config. A layer of your own needs a `get_config` with "
-            "all arguments of its `__init__`; a Lambda can be replaced by an "
-            f"operation or a layer of your own. The reason was: {error}"
+            f"The layer {original.name!r}, {original!r}, cannot be built again "
+            "from its config. A custom layer must have a `get_config` with all "
+            "arguments of its `__init__`. Replace a Lambda layer by an "
+            f"operation or a custom layer. The reason was: {error}"
         ) from error
 
 
@@ -121,21 +129,21 @@ def _chain(new):
     return call
 
 
-def _carry_over(original, copy):
+def _copy_weights(original, copy):
     # As in saving, because some layers compute things from loaded weights.
-    carry_over_flags(original, copy)
+    copy_trainable_flags(original, copy)
     for old, new in zip(original._flatten_layers(), copy._flatten_layers()):
         store = {}
         old.save_own_variables(store)
-        # Through arrays of their own: on JAX, an array that two variables held
-        # would be donated by one of them.
+        # Each variable gets a new array: on JAX, an array that two variables
+        # hold would be donated by one of them.
         new.load_own_variables(
             {k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()}
         )
 
 
-def carry_over_flags(original, copy):
-    """Give a layer of the same structure the `trainable` flags of another."""
+def copy_trainable_flags(original: layers.Layer, copy: layers.Layer) -> None:
+    """Copy the `trainable` flags between two layers of the same structure."""
     for old, new in zip(original._flatten_layers(), copy._flatten_layers()):
         if new.trainable != old.trainable:
             new.trainable = old.trainable

@@ -1,4 +1,9 @@
-"""Functions that are the same at every place, by name."""
+"""Elementwise functions of Keras, by name.
+
+An elementwise function applies the same function to each value of a tensor.
+"""
+
+from typing import Any
 
 from keras import layers
 
@@ -30,7 +35,7 @@ _NAMES = {
     "tanh_shrink",
     "threshold",
 }
-# Operations have no public class. This is what theirs are called.
+# The classes of operations are not public. These are their names.
 _OPERATIONS = {name.replace("_", "") for name in _NAMES} | {
     "absolute",
     "add",
@@ -64,8 +69,12 @@ LAYERS = (
 )
 
 
-def is_elementwise(activation):
-    """Return whether an `activation`, as layers have it, is such a function."""
+def is_elementwise(activation: Any) -> bool:
+    """Return whether the `activation` of a layer is elementwise.
+
+    Args:
+        activation: a function, an activation layer, or None.
+    """
     if isinstance(activation, layers.Layer):
         return type(activation) in LAYERS
     return activation is None or (
@@ -74,14 +83,17 @@ def is_elementwise(activation):
     )
 
 
-def is_elementwise_operation(operation):
-    """Return whether an operation is such a function, of any arity."""
+def is_elementwise_operation(operation: Any) -> bool:
+    """Return whether an operation of Keras is elementwise.
+
+    It may have several inputs, as a sum does.
+    """
     return (
         is_of_keras(type(operation))
         and type(operation).__name__.lower() in _OPERATIONS
     )
 
 
-def is_of_keras(thing):
-    """Return whether a class or function is one of Keras's own."""
+def is_of_keras(thing: Any) -> bool:
+    """Return whether a class or function is defined in Keras."""
     return thing.__module__.split(".")[0] == "keras"

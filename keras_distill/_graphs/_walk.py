@@ -1,13 +1,19 @@
 """Walking the layer graph of a model, in the order of computation."""
 
+from typing import Any
+
 import keras
 
-# What a model computes only if it leaves `call` to Keras.
+# A model with another `call` may compute something else than its graph.
 _CALLS_OF_GRAPHS = ("Functional.call", "Sequential.call")
 
 
-def has_graph(model):
-    """Return whether it can be seen which layer follows which."""
+def has_graph(model: Any) -> bool:
+    """Return whether a model computes what its layer graph says.
+
+    Functional models and built Sequential models do. Subclassed models have no
+    layer graph.
+    """
     # `outputs` of a Sequential model raises an AttributeError before it knows
     # its input.
     return (
@@ -17,33 +23,44 @@ def has_graph(model):
     )
 
 
-def check_graph(caller, model):
-    """Raise a ValueError in the name of `caller` if a model has no graph."""
+def check_graph(caller: str, model: keras.Model) -> None:
+    """Raise a ValueError if a model has no layer graph.
+
+    Args:
+        caller: the name of the calling function, for the error message.
+        model: the model to check.
+    """
     if not has_graph(model):
         raise ValueError(
-            f"`{caller}` needs a functional model, or a Sequential model "
-            "with an input: in others it can't be seen which layer follows "
-            "which. If parts of your model are such, give it these. "
-            f"Received: model={model!r} of type {type(model).__name__}"
+            f"`{caller}` requires a functional model, or a Sequential model "
+            "with an input. Subclassed models have no layer graph: pass the "
+            f"functional part of the model. Received: model={model!r} of type "
+            f"{type(model).__name__}"
         )
 
 
-def has_float_kernel(layer):
-    """Return whether a layer's kernel, if any, is one variable of floats."""
+def has_float_kernel(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer's kernel, if any, is a single float variable.
+
+    The kernel of a layer that is quantized or has LoRA is not.
+    """
     return not (
         getattr(layer, "lora_enabled", False)
         or getattr(layer, "quantization_mode", None)
     )
 
 
-def nodes(graph):
-    """Return the calls that lead to the outputs of a model, each once.
+def nodes(graph: keras.Model) -> list[Any]:
+    """Return the calls (nodes) that lead to the outputs of a model, each once.
 
-    A call comes after those that it reads from. The list of a layer's calls is
-    no help here: it has calls from other models too, and from the time before a
-    Sequential model got its next layer.
+    A call comes after the calls that it reads from.
+
+    The model's own lists cannot be used: the inbound nodes of a layer also
+    include its calls in other models, and calls from before a Sequential model
+    got its next layer.
     """
-    found, waiting = {}, [_node_of(tensor) for tensor in graph.outputs]
+    found: dict[int, Any] = {}
+    waiting = [_node_of(tensor) for tensor in graph.outputs]
     while waiting:
         node = waiting[-1]
         read = [_node_of(tensor) for tensor in node.input_tensors]
@@ -60,9 +77,10 @@ def _node_of(tensor):
     return operation._inbound_nodes[index]
 
 
-def graphs(model):
-    """Return the model and all models in it, each once."""
-    found, waiting = {}, [model]
+def graphs(model: keras.Model) -> list[keras.Model]:
+    """Return a model and all models nested in it, each once."""
+    found: dict[int, keras.Model] = {}
+    waiting = [model]
     while waiting:
         graph = waiting.pop()
         if id(graph) not in found:

@@ -1,7 +1,8 @@
-"""Compression: a smaller network from a given one, for any Keras model.
+"""Compression: make any Keras model smaller.
 
-This package imports nothing from distillation. Each result is a plain Keras
-model (or a file of it), which a `Distiller` can take as its student.
+This package imports nothing from distillation. Each function returns a plain
+Keras model or writes a file. A `Distiller` can train such a model as its
+student.
 """
 
 from keras_distill.compression._factorize import factorize as factorize
@@ -9,6 +10,7 @@ from keras_distill.compression._fold_batch_norm import (
     fold_batch_norm as fold_batch_norm,
 )
 from keras_distill.compression._separate import separate as separate
+from keras_distill.compression.channels import compare_widths as compare_widths
 from keras_distill.compression.channels import prune_channels as prune_channels
 from keras_distill.compression.litert import export_litert as export_litert
 from keras_distill.compression.litert import quantize_aware as quantize_aware
@@ -24,6 +26,7 @@ __all__ = [
     "KeepCompressed",
     "MagnitudePruning",
     "WeightSharing",
+    "compare_widths",
     "export_litert",
     "factorize",
     "fold_batch_norm",

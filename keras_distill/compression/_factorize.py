@@ -1,11 +1,12 @@
-"""factorize: each large kernel as the product of two small ones.
+"""`factorize`: replace each large kernel by the product of two small ones.
 
-Of all kernels of the same rank, the truncated singular value decomposition is
-the nearest to the old one, in the sum of squared differences.
+Of all kernels of a given rank, the truncated singular value decomposition has
+the smallest sum of squared differences from the original kernel.
 """
 
 import itertools
 
+import keras
 import numpy as np
 from keras import layers
 from keras import ops
@@ -16,56 +17,62 @@ from keras_distill._graphs._copier import new_layer
 from keras_distill._graphs._layers import values_by_layer
 from keras_distill._graphs._walk import graphs
 from keras_distill._graphs._walk import nodes
-from keras_distill.compression._models import check_model
-from keras_distill.compression._models import has_plain_kernel
+from keras_distill.compression._models import has_replaceable_kernel
 from keras_distill.compression._models import layers_of
+from keras_distill.compression._models import model_to_rebuild
 
 
-def factorize(model, rank=None, energy=None):
-    """Return a copy of a model with kernels of low rank, each as two layers.
+def factorize(
+    model: keras.Model,
+    rank: int | dict[str, int] | None = None,
+    energy: float | None = None,
+) -> keras.Model:
+    """Return a copy of a model with low-rank layers.
 
     A Dense layer or Conv2D becomes two layers with `rank` channels in between:
 
         Dense(units)               Dense(rank), Dense(units)
         Conv2D(filters, k x k)     Conv2D(rank, k x k), Conv2D(filters, 1 x 1)
 
-    The first is named `"{name}_in"` (`"{name}_in_2"` if a layer has that name),
-    keeps strides, padding and dilation, and has neither bias nor activation;
-    the second keeps the name, bias and activation; initializer and regularizer
-    of the kernel go to both. As a matrix of shape `(k * k * inputs, filters)`,
-    the kernel is approximated by its truncated singular value decomposition
-    `u s v`, shared out as `u sqrt(s)` and `sqrt(s) v`. At the full rank of the
-    kernel the copy gives the same outputs, up to rounding.
+    The first layer is named `"{name}_in"` (`"{name}_in_2"` if that name is
+    taken). It has the strides, padding and dilation, and neither bias nor
+    activation. The second layer has the name, bias and activation. Both get the
+    initializer and regularizer of the kernel. The kernel is taken as a matrix
+    of shape `(k * k * inputs, filters)` and approximated by its truncated
+    singular value decomposition `u s v`. The two kernels are `u sqrt(s)` and
+    `sqrt(s) v`. At the full rank of the kernel, the copy has the same outputs,
+    up to rounding.
 
-    A layer is replaced only where that saves parameters:
-    `rank * (k * k * inputs + filters) < k * k * inputs * filters`. Layers with
-    groups, with a constraint on the kernel, quantized ones and those with LoRA
-    stay as they are. So do layers of a class derived from Dense or Conv2D.
+    A layer is replaced only if this saves parameters:
+    `rank * (k * k * inputs + filters) < k * k * inputs * filters`. These layers
+    are never replaced: layers with groups, with a kernel constraint, quantized
+    layers, layers with LoRA, and subclasses of Dense and Conv2D.
 
     Source: [Denton et al. 2014](https://arxiv.org/abs/1404.0736),
     [Zhang et al. 2015](https://arxiv.org/abs/1505.06798).
 
     Args:
-        model: a built functional or Sequential model, which may have others
-            inside; of a `Distiller`, the student counts. It stays as it is and
-            shares no variable with the copy.
-        rank: the rank for all layers, of which those that it would not save
-            anything in stay as they are; or a dict of ranks by the names or
-            paths of layers (`"conv_1"`, `"backbone/conv_1"`), of which each has
-            to save something, while others stay.
-        energy: instead of `rank`, the share of the sum of squared singular
-            values to keep, above 0 and at most 1. Each layer gets the smallest
-            rank that keeps it, and stays as it is if that would save nothing.
+        model: a built functional or Sequential model, with nested models or
+            not; for a `Distiller`, its student. The model is not changed, and
+            the copy shares no variable with it.
+        rank: int, the rank for all layers where it saves parameters; or a dict
+            of ranks by layer name or path (`"conv_1"`, `"backbone/conv_1"`).
+            Each rank in the dict must save parameters. Layers that are not in
+            the dict are not replaced.
+        energy: float in (0, 1], instead of `rank`: the share of the sum of
+            squared singular values to keep. Each layer gets the smallest rank
+            that keeps this share. Layers where that rank saves no parameters
+            are not replaced.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure, the
-        names, the dtype policies and the `trainable` flags of `model`. The
-        class of a model derived from these two is not kept.
+        names, the dtype policies and the `trainable` flags of `model`. A
+        subclass of these two classes is not kept.
 
     Raises:
-        ValueError: if the model has no graph of layers, if layers share a
-            variable, if not exactly one of `rank` and `energy` is given, or if
-            a rank saves nothing.
+        ValueError: if the model has no layer graph, if layers share a variable,
+            if both or neither of `rank` and `energy` are given, or if a rank
+            saves no parameters.
 
     Example:
 
@@ -85,10 +92,10 @@ def factorize(model, rank=None, energy=None):
     print(teacher.count_params(), student.count_params())  # 50890 14282
     ```
     """
-    model = check_model("factorize", model)
+    model = model_to_rebuild("factorize", model)
     if (rank is None) == (energy is None):
         raise ValueError(
-            "`factorize` needs either `rank` or `energy`. "
+            "`factorize` requires exactly one of `rank` and `energy`. "
             f"Received: rank={rank!r}, energy={energy!r}"
         )
     if rank is None:
@@ -116,10 +123,11 @@ def _by_energy(model, energy):
 
 
 def _smallest_rank(s, energy):
-    """Return how many singular values keep a share of their energy."""
+    """Return the number of singular values that keep a share of the energy."""
     kept = np.cumsum(s**2)
-    # The rounding of float32 adds ranks that hold no energy. Compared with the
-    # last sum and no other, as sums in another order may differ by more.
+    # The tolerance ignores ranks that come from float32 rounding only. The
+    # total is the last cumulative sum: a sum in another order may differ by
+    # more than the tolerance.
     return 1 + int(np.searchsorted(kept, (energy - 1e-12) * kept[-1]))
 
 
@@ -134,8 +142,8 @@ def _by_rank(model, rank):
     if not factors:
         largest = max(map(_largest_rank, suitable), default=0)
         raise ValueError(
-            "`rank` would not save anything in any layer. The largest that "
-            f"saves something is {largest}. Received: rank={rank!r}"
+            "`rank` saves no parameters in any layer. The maximum that saves "
+            f"parameters is {largest}. Received: rank={rank!r}"
         )
     return factors
 
@@ -148,16 +156,17 @@ def _by_ranks(model, ranks):
         rank = _arguments.positive_int(f"rank[{path!r}]", rank)
         if layer not in replaceable or not _is_suitable(layer):
             raise ValueError(
-                "`rank` must name Dense or Conv2D layers, without groups, "
-                "constraints on the kernel, quantization or LoRA, and not "
-                "inside a layer of another kind. "
+                "`rank` must name Dense or Conv2D layers without groups, "
+                "kernel constraint, quantization or LoRA. They must not be "
+                "inside a layer of another class. "
                 f"Received: {path!r}, which is {layer!r}"
             )
         if rank > _largest_rank(layer):
             raise ValueError(
-                f"`rank` would not save anything in the layer {path!r}, whose "
+                f"`rank` saves no parameters in the layer {path!r}, whose "
                 f"kernel has the shape {tuple(layer.kernel.shape)}. The "
-                f"largest that does is {_largest_rank(layer)}. "
+                "maximum that saves parameters is "
+                f"{_largest_rank(layer)}. "
                 f"Received: rank={rank!r}"
             )
         factors[layer] = _truncated(*_decomposed(layer), rank)
@@ -165,7 +174,8 @@ def _by_ranks(model, ranks):
 
 
 def _is_suitable(layer):
-    return type(layer) in (layers.Dense, layers.Conv2D) and has_plain_kernel(
+    kind = type(layer)
+    return kind in (layers.Dense, layers.Conv2D) and has_replaceable_kernel(
         layer
     )
 
@@ -189,7 +199,7 @@ def _truncated(u, s, v, rank):
 
 
 def _with_factors(model, factors):
-    """Return the copy that has two layers in the place of each in `factors`."""
+    """Return a copy with two layers instead of each layer in `factors`."""
     taken = {
         node.operation.name for graph in graphs(model) for node in nodes(graph)
     }
@@ -212,7 +222,7 @@ def _with_factors(model, factors):
 
 
 def _free_name(name, taken):
-    """Return the name, with a number if a layer of the model has it."""
+    """Return the name, with a number added if the name is taken."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
     return next(x for x in itertools.chain([name], numbered) if x not in taken)
 

@@ -1,13 +1,12 @@
-"""fold_batch_norm: a model whose normalizations have gone into its kernels.
+"""`fold_batch_norm`: merge BatchNormalizations into the kernels before them.
 
-In inference a BatchNormalization multiplies and shifts every channel by numbers
-that no longer change. After a convolution, whose output is linear in its kernel
-and bias, the same can be said in the kernel and bias, and the pass over all the
-feature maps is saved. A compiler that fuses it with its neighbours has little
-left to gain.
+At inference, a BatchNormalization multiplies and shifts each channel by
+constants. The output of a convolution is linear in its kernel and bias, so the
+kernel and bias can include these constants. This saves one pass over the
+feature maps, unless a compiler has already fused the two layers.
 
-Nothing is folded into the model that was given. Its graph is built anew, layer
-by layer from their configs, and the weights are carried over.
+The given model is not changed. Its graph is built again, layer by layer from
+the configs, and the weights are copied.
 """
 
 import collections
@@ -24,8 +23,8 @@ from keras_distill._graphs._walk import graphs
 from keras_distill._graphs._walk import has_float_kernel
 from keras_distill._graphs._walk import nodes
 
-# By how their kernel lies. A class derived from these may compute something
-# else, so only these very classes are folded.
+# Grouped by the axes of their kernels. A subclass may compute something else,
+# so only these exact classes are folded.
 _OUTPUT_CHANNELS_LAST = (
     layers.Conv1D,
     layers.Conv2D,
@@ -50,41 +49,40 @@ _FOLDABLE = (
 )
 
 
-def fold_batch_norm(model):
-    """Return a copy for inference, with its BatchNormalizations folded away.
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """Return a copy for inference, with BatchNormalizations folded.
 
     A BatchNormalization that directly follows a convolution or a Dense layer is
-    written into the kernel `w` and bias `b` of that layer and leaves the graph:
+    merged into the kernel `w` and bias `b` of that layer and removed:
 
         w' = w * gamma / sqrt(var + eps)
         b' = beta + (b - mean) * gamma / sqrt(var + eps)
 
-    The copy gives the outputs that `model` gives with `training=False`, up to
-    rounding. It is not meant for training: a folded normalization is in
-    inference mode forever. How much time it saves depends on what the backend
-    fuses by itself: measure it.
+    The copy has the outputs of `model` with `training=False`, up to rounding.
+    It is for inference: a folded normalization can no longer update its
+    statistics. Measure the time: the backend may already fuse these layers.
 
-    Folded are those after a Conv1D, Conv2D, Conv3D, their Transpose, Depthwise
-    and Separable variants, or a Dense layer, in nested models too, if the layer
-    has no activation, is called once, computes in the same dtype, and nothing
-    else reads its output. Every other BatchNormalization stays as it is: after
-    an activation, before a convolution, in shared layers, over another axis.
-    That a model has none to fold is no error.
+    A BatchNormalization is folded if it follows a Conv1D, Conv2D, Conv3D, one
+    of their Transpose, Depthwise and Separable variants, or a Dense layer, also
+    in nested models. The layer must have no activation, be called once, compute
+    in the same dtype, and no other layer may read its output. Other
+    BatchNormalizations are kept: after an activation, before a convolution, in
+    shared layers, over another axis. A model without a foldable
+    BatchNormalization is copied unchanged.
 
     Args:
-        model: a built functional or Sequential model. It stays as it is and
-            shares no variable with the copy.
+        model: a built functional or Sequential model. It is not changed, and
+            the copy shares no variable with it.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure of
-        inputs and outputs, the names and the `trainable` flags of `model`. Each
-        layer keeps its name; the names of folded BatchNormalizations are gone.
-        The class of a model derived from these two is not kept.
+        inputs and outputs, the layer names and the `trainable` flags of
+        `model`, without the folded layers. A subclass of these two classes is
+        not kept.
 
     Raises:
-        ValueError: if the model has no graph of layers: subclassed models,
-            models with a `call` of their own, and Sequential models without
-            an input.
+        ValueError: if the model has no layer graph: subclassed models, models
+            with a custom `call`, and Sequential models without an input.
 
     Example:
 
@@ -118,11 +116,12 @@ def fold_batch_norm(model):
 
 
 def _folded_into(model):
-    """Return `{BatchNormalization: layer}` for each that can be folded."""
+    """Return `{BatchNormalization: layer before it}` for all to be folded."""
     found = graphs(model)
     calls_of_graphs = [node for graph in found for node in nodes(graph)]
     calls = collections.Counter(id(node.operation) for node in calls_of_graphs)
-    # A layer shared by two graphs counts for both. Results count as read.
+    # A layer that two graphs share counts twice. The outputs of a graph count
+    # as read.
     readers = collections.Counter(
         id(tensor)
         for tensors in (
@@ -139,13 +138,13 @@ def _folded_into(model):
         tensor, *masks = node.input_tensors
         layer = tensor._keras_history[0]
         alone = calls[id(norm)] == calls[id(layer)] == readers[id(tensor)] == 1
-        if alone and not masks and _takes(layer, norm):
+        if alone and not masks and _can_include(layer, norm):
             pairs[norm] = layer
     return pairs
 
 
-def _takes(layer, norm):
-    """Return whether a layer computes what a normalization after it does."""
+def _can_include(layer, norm):
+    """Return whether a layer can include the normalization after it."""
     if type(layer) not in _FOLDABLE or layer.activation not in (
         None,
         keras.activations.linear,
@@ -153,7 +152,7 @@ def _takes(layer, norm):
         return False
     if not has_float_kernel(layer):
         return False
-    # Else what follows would get another dtype.
+    # Otherwise the next layer would get another dtype.
     if layer.compute_dtype != norm.compute_dtype:
         return False
     first = getattr(layer, "data_format", None) == "channels_first"
@@ -162,20 +161,22 @@ def _takes(layer, norm):
 
 
 def _fold(norm, original, copy):
-    mean = _exact(norm.moving_mean)
-    scale = 1.0 / np.sqrt(_exact(norm.moving_variance) + norm.epsilon)
+    mean = _float64(norm.moving_mean)
+    scale = 1.0 / np.sqrt(_float64(norm.moving_variance) + norm.epsilon)
     if norm.scale:
-        scale = scale * _exact(norm.gamma)
-    bias = _exact(original.bias) if original.use_bias else 0.0
+        scale = scale * _float64(norm.gamma)
+    bias = _float64(original.bias) if original.use_bias else 0.0
     bias = (bias - mean) * scale
     if norm.center:
-        bias = bias + _exact(norm.beta)
+        bias = bias + _float64(norm.beta)
     copy.bias.assign(bias)
     if type(original) in _TWO_KERNELS:
-        copy.depthwise_kernel.assign(_exact(original.depthwise_kernel))
-        copy.pointwise_kernel.assign(_exact(original.pointwise_kernel) * scale)
+        copy.depthwise_kernel.assign(_float64(original.depthwise_kernel))
+        copy.pointwise_kernel.assign(
+            _float64(original.pointwise_kernel) * scale
+        )
         return
-    kernel = _exact(original.kernel)
+    kernel = _float64(original.kernel)
     if type(original) in _OUTPUT_CHANNELS_BEFORE_INPUT:
         scale = scale[:, np.newaxis]
     elif type(original) in _INPUT_CHANNELS_BY_MULTIPLIER:
@@ -183,5 +184,5 @@ def _fold(norm, original, copy):
     copy.kernel.assign(kernel * scale)
 
 
-def _exact(variable):
+def _float64(variable):
     return np.array(ops.convert_to_numpy(variable)).astype("float64")

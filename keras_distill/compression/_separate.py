@@ -1,53 +1,55 @@
-"""separate: convolutions as a depthwise and a pointwise one.
+"""`separate`: replace convolutions by depthwise-separable ones.
 
-A compact filter looks at each channel by itself, and then mixes the channels.
-Its kernel is one whose slice for each input channel has rank 1.
+A depthwise-separable convolution filters each channel on its own, and then
+mixes the channels. It equals a convolution whose kernel has rank 1 in the slice
+of each input channel.
 """
 
+import keras
 import numpy as np
 from keras import layers
 from keras import ops
 
 from keras_distill._graphs._copier import Copier
-from keras_distill.compression._models import check_model
-from keras_distill.compression._models import has_plain_kernel
+from keras_distill.compression._models import has_replaceable_kernel
+from keras_distill.compression._models import model_to_rebuild
 
 
-def separate(model):
+def separate(model: keras.Model) -> keras.Model:
     """Return a copy of a model with depthwise-separable convolutions.
 
-    A Conv2D with kernel `w` becomes a SeparableConv2D of the same name,
-    strides, padding, dilation, bias and activation, whose kernels `d`
-    (depthwise) and `p` (pointwise) are as near to the old one as such kernels
-    can be:
+    A Conv2D with kernel `w` becomes a SeparableConv2D with the same name,
+    strides, padding, dilation, bias and activation. Its kernels `d` (depthwise)
+    and `p` (pointwise) are the best approximation of `w`:
 
         w[:, :, i, :] ~ d[:, :, i, 0] p[0, 0, i, :]    for each input channel i
 
-    It is the best approximation of rank 1 of that slice as a matrix of shape
-    `(k * k, filters)`, by singular value decomposition; both factors get the
-    root of the singular value. A kernel that was separable stays the same, up
-    to rounding. Others lose much, so the copy needs training. Initializers and
-    regularizers of the old kernel go to both.
+    This is the best rank-1 approximation of the slice, as a matrix of shape
+    `(k * k, filters)`, by singular value decomposition. Both factors get the
+    square root of the singular value. A kernel that is separable already is
+    reproduced, up to rounding. Other kernels lose much accuracy, so train the
+    copy. Both kernels get the initializer and regularizer of `w`.
 
-    Replaced are convolutions with a window larger than 1 x 1 and the same
-    strides in both directions, where it saves parameters. Others stay: with
-    groups, with a constraint on the kernel, quantized, with LoRA, or of a class
-    derived from Conv2D.
+    A convolution is replaced if its window is larger than 1 x 1, its strides
+    are the same in both directions, and replacing it saves parameters. These
+    layers are never replaced: convolutions with groups, with a kernel
+    constraint, quantized layers, layers with LoRA, and subclasses of Conv2D.
 
     Source: [Howard et al. 2017](https://arxiv.org/abs/1704.04861),
     [Chollet 2017](https://arxiv.org/abs/1610.02357).
 
     Args:
-        model: a built functional or Sequential model, which may have others
-            inside. It stays as it is and shares no variable with the copy.
+        model: a built functional or Sequential model, with nested models or
+            not; for a `Distiller`, its student. The model is not changed, and
+            the copy shares no variable with it.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure, the
-        names, the dtype policies and the `trainable` flags of `model`. The
-        class of a model derived from these two is not kept.
+        names, the dtype policies and the `trainable` flags of `model`. A
+        subclass of these two classes is not kept.
 
     Raises:
-        ValueError: if the model has no graph of layers, or if layers share a
+        ValueError: if the model has no layer graph, or if layers share a
             variable.
 
     Example:
@@ -67,7 +69,7 @@ def separate(model):
     print(teacher.count_params(), student.count_params())  # 19392 2555
     ```
     """
-    model = check_model("separate", model)
+    model = model_to_rebuild("separate", model)
 
     def replace(layer):
         return [_separable(layer)] if _is_suitable(layer) else None
@@ -84,7 +86,7 @@ def separate(model):
 
 
 def _is_suitable(layer):
-    if type(layer) is not layers.Conv2D or not has_plain_kernel(layer):
+    if type(layer) is not layers.Conv2D or not has_replaceable_kernel(layer):
         return False
     *_, inputs, outputs = layer.kernel.shape
     window = int(np.prod(layer.kernel_size))

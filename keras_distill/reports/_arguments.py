@@ -1,28 +1,36 @@
-"""What `compare` is given: checked, and in the form that the rest reads."""
+"""The arguments of `compare`: checks, and conversion to one form."""
 
-import collections.abc
 import importlib.util
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 from keras_distill._graphs._outputs import known_inputs
 from keras_distill._graphs._walk import check_graph
+from keras_distill._typing import Tensors
+from keras_distill.compression._models import student_of
 from keras_distill.compression.litert._export_litert import PRECISIONS
 from keras_distill.compression.litert._export_litert import examples_of
-from keras_distill.compression.weights._kernels import student_of
 
 _DEFAULT_PRECISIONS = ("float32", "float16", "int8")
 
 
-def named_models(models):
-    """Return `{name: model}`, all of them such that they can be measured."""
+def named_models(
+    models: Mapping[str, keras.Model] | Sequence[keras.Model],
+) -> dict[str, keras.Model]:
+    """Return `{name: model}`, after checking that models can be measured."""
     if isinstance(models, (list, tuple)):
-        names = [getattr(model, "name", None) for model in models]
+        names: list[Any] = [getattr(model, "name", None) for model in models]
         if len(set(names)) < len(names):
             raise ValueError(
-                "Models in a list are called by their names, which must "
-                f"differ. Received: {names}. Give a dict of models by name."
+                "The models in a list must have different names. Received: "
+                f"{names}. Give a dict of models by name."
             )
         models = dict(zip(names, models))
     if not isinstance(models, dict):
@@ -31,7 +39,9 @@ def named_models(models):
             f"Received: {models!r}"
         )
     if not models:
-        raise ValueError(f"`models` has no models. Received: {models!r}")
+        raise ValueError(
+            f"`models` must have at least one model. Received: {models!r}"
+        )
     models = {str(name): student_of(model) for name, model in models.items()}
     for name, model in models.items():
         _check_model(name, model)
@@ -41,56 +51,58 @@ def named_models(models):
 def _check_model(name, model):
     if not isinstance(model, keras.Model):
         raise TypeError(
-            "`models` must hold `keras.Model`s. "
-            f"Received: {model!r} under the name {name!r}"
+            "`models` must be instances of `keras.Model`. "
+            f"Received: {model!r} with the name {name!r}"
         )
     if not model.built:
         raise ValueError(
-            f"The model {name!r} is not built, so it has no weights to count. "
-            "Give it a `keras.Input`."
+            f"The model {name!r} is not built, so it has no weights. Give it a "
+            "`keras.Input`."
         )
     check_graph("compare", model)
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if any(None in shape[1:] for shape in shapes):
         raise ValueError(
-            "What a model costs depends on the size of its input, and that of "
-            f"{name!r} is not fixed. Received: inputs of shape {shapes}. Build "
-            "it with a `keras.Input` of known size."
+            "The costs of a model depend on the size of its inputs, and the "
+            f"input size of {name!r} is not fixed. Received: inputs of shape "
+            f"{shapes}. Build the model with a `keras.Input` of known size."
         )
 
 
-def check_precisions(litert):
-    """Return the precisions of LiteRT files, as a tuple, and a list of notes.
+def check_precisions(
+    litert: str | Iterable[str] | None,
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the precisions of the LiteRT files and a list of notes.
 
     Raises:
-        ImportError: if some are asked for and LiteRT is not installed.
+        ImportError: if `litert` names precisions and LiteRT is not installed.
     """
     installed = importlib.util.find_spec("ai_edge_litert") is not None
     if litert is None:
         if installed:
             return _DEFAULT_PRECISIONS, []
         return (), [
-            "Without LiteRT files and times, because LiteRT is not installed: "
-            "pip install 'keras-distill[litert]'"
+            "No LiteRT files and times, because LiteRT is not installed. "
+            "Install it with: pip install 'keras-distill[litert]'"
         ]
     litert = (litert,) if isinstance(litert, str) else tuple(litert)
     for precision in litert:
         if precision not in PRECISIONS:
             raise ValueError(
-                f"`litert` must be some of {PRECISIONS}. "
+                f"`litert` must have values from {PRECISIONS}. "
                 f"Received: litert={litert!r}"
             )
     if litert and not installed:
         raise ImportError(
-            "`compare` writes LiteRT files and times them, and needs LiteRT "
-            "for it: pip install 'keras-distill[litert]'. Without them: "
-            "`compare(..., litert=())`."
+            "`compare` requires LiteRT to write and time LiteRT files. Install "
+            "it with: pip install 'keras-distill[litert]'. Or compare without "
+            "these files: `compare(..., litert=())`."
         )
     return litert, []
 
 
-def check_inputs(name, model, x):
-    """Raise a ValueError if arrays are no inputs of a model."""
+def check_inputs(name: str, model: keras.Model, x: Tensors) -> None:
+    """Raise a ValueError if the arrays do not fit the inputs of a model."""
     expected = {tensor.name: tensor.shape for tensor in model.inputs}
     try:
         fits = [tuple(array.shape[1:]) for array in inputs_of(model, x)] == [
@@ -106,18 +118,22 @@ def check_inputs(name, model, x):
         )
 
 
-def inputs_of(model, x):
+def inputs_of(model: keras.Model, x: Tensors) -> list[np.ndarray]:
     """Return the arrays in `x`, in the order of the model's inputs."""
     if isinstance(x, dict) and not isinstance(known_inputs(model), dict):
         return [x[tensor.name] for tensor in model.inputs]
     return tree.flatten(x)
 
 
-def samples_for_ranges(models, data, representative_data):
-    """Return for each model the inputs that int8 files get ranges from."""
-    if isinstance(representative_data, collections.abc.Iterator):
+def samples_for_ranges(
+    models: dict[str, keras.Model],
+    data: tuple | None,
+    representative_data: Any,
+) -> dict[str, list[np.ndarray]]:
+    """Return the inputs that determine the ranges of each model's int8 file."""
+    if isinstance(representative_data, Iterator):
         raise TypeError(
-            "`representative_data` is read once for each model, and an "
+            "`representative_data` is read again for each model, but an "
             "iterator can be read only once. Give an array, a dict of arrays, "
             "a list of batches or a `tf.data.Dataset`. "
             f"Received: {representative_data!r}"

@@ -1,9 +1,14 @@
-"""compare: what each of several models costs, and what it gives for it."""
+"""`compare`: the size, speed and accuracy of several models, side by side."""
 
 import pathlib
 import tempfile
 import zlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -11,92 +16,92 @@ from keras_distill import _arguments
 from keras_distill.reports._arguments import check_precisions
 from keras_distill.reports._arguments import named_models
 from keras_distill.reports._arguments import samples_for_ranges
-from keras_distill.reports._calls import infer
 from keras_distill.reports._comparison import Comparison
-from keras_distill.reports._energy import energies
-from keras_distill.reports._files import write_files
-from keras_distill.reports._latency import measure_latency
+from keras_distill.reports._costs import energies
+from keras_distill.reports._costs import infer
+from keras_distill.reports._costs import peak_activation_bytes
+from keras_distill.reports._labels_and_metrics import check_data
 from keras_distill.reports._macs import count_macs
-from keras_distill.reports._memory import peak_activation_bytes
-from keras_distill.reports._quality import measure_quality
-from keras_distill.reports._targets import check_data
+from keras_distill.reports._measure import measure_latency
+from keras_distill.reports._measure import measure_quality
+from keras_distill.reports._measure import write_files
 
 
 def compare(
-    models,
-    data=None,
-    litert=None,
-    rounds=20,
-    representative_data=None,
-    metrics=None,
-):
-    """Return what models cost and how good they are, side by side.
+    models: Mapping[str, keras.Model] | Sequence[keras.Model],
+    data: tuple[Any, Any] | None = None,
+    litert: str | Iterable[str] | None = None,
+    rounds: int = 20,
+    representative_data: Any = None,
+    metrics: Any = None,
+) -> Comparison:
+    """Compare the size, speed and accuracy of models.
 
-    For each model, under these keys:
+    The figures of each model have these keys:
 
-    - `parameters`, `nonzero_parameters`: statistics of normalizations count.
+    - `parameters`, `nonzero_parameters`: with the statistics of normalizations.
     - `macs`: multiply-accumulate operations of one inference, zeros included.
-      Convolutions, Dense, attention and recurrent layers count, and nothing
-      that works entry by entry.
-    - `peak_activation_bytes`: what the tensors that live at once take at most,
-      in float32, layer after layer in the order of the graph. Normalizations,
-      activations and dropout write over what they read.
-    - `keras_bytes`, `packed_bytes`, `litert_*_bytes`: sizes of files, written
-      for this by `save` (without the optimizer), `pack` and `export_litert`.
-    - `litert_*_zipped_bytes`: what DEFLATE, the method of zip files, makes of a
-      LiteRT file. Zeros and shared values show in it, in the file itself not.
+      They include convolutions, Dense, attention and recurrent layers, but no
+      elementwise operations.
+    - `peak_activation_bytes`: the maximum memory of all tensors that live at
+      once, in float32, with the layers in the order of the graph.
+      Normalizations, activations and dropout overwrite their inputs.
+    - `keras_bytes`, `packed_bytes`, `litert_*_bytes`: sizes of the files that
+      `save` (without the optimizer), `pack` and `export_litert` write.
+    - `litert_*_zipped_bytes`: size of a LiteRT file compressed with DEFLATE,
+      the method of zip files. Zeros and shared values make it smaller; they do
+      not change the size of the LiteRT file.
     - `litert_*_ms`: time of one inference in the LiteRT interpreter on one
-      thread. The models take turns; this is the median of a model's turns, and
-      `litert_*_ms_low` and `litert_*_ms_high` the smallest and the largest.
+      thread. The models take turns. This is the median over the turns, with the
+      minimum `litert_*_ms_low` and the maximum `litert_*_ms_high`.
     - `energy_float32_uj`, `energy_int8_uj`, `energy_packed_uj`: an estimate in
       microjoules, `MACs x (multiply + add) + DRAM x weights + SRAM x
-      activations`, each of them moved once, with the published energies of a
-      45 nm chip. No device was measured. `packed` is a chip that reads the
-      packed file and skips zeros.
-    - with `data`: `accuracy`, or one figure for each of `metrics`, such as
-      `mae`, and of several outputs `{output}_mae`. For LiteRT files of less
-      than 32 bits, `litert_*_accuracy` or `litert_*_mae` too. Where the labels
-      are classes, `agreement`: the share of samples for which the model chooses
-      the class that the first model chooses.
+      activations`, each moved once, with the published energies of a 45 nm
+      chip. No device was measured. `packed` is a chip that reads the packed
+      file and skips zeros.
+    - with `data`: `accuracy`, or a figure for each of `metrics`, such as `mae`
+      (`{output}_mae` if there are several outputs). LiteRT files with less than
+      32 bits have their own, `litert_*_accuracy` or `litert_*_mae`. If the
+      labels are classes, there is also `agreement`: the share of samples for
+      which the model predicts the same class as the first model.
 
     Sources: [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323) and
     [Han et al. 2016](https://arxiv.org/abs/1602.01528) for the energies.
 
     Args:
         models: dict of built functional or Sequential models by name, or a list
-            of models with different names. The first is what the others are
-            measured against. They stay as they are. Of a `Distiller`, the
-            student counts.
-        data: tuple `(x, y)` of arrays. Without `metrics`, `y` are classes,
-            integers or one-hot, for models that return logits or probabilities
-            of shape `(..., classes)`. With them, `y` is what these take; for
-            several outputs a list, or a dict by the name of an output.
-        litert: precisions of LiteRT files, as in `export_litert`. `()` leaves
-            them out, and the time with them. Default: float32, float16 and
-            int8 if LiteRT is installed; otherwise none, and a note says so.
-        rounds: how many turns each file has when it is timed.
-        representative_data: inputs as in training, from which `"int8"` gets its
-            ranges, as in `export_litert`, but no iterator. Without them, the
-            first 512 samples of `data` are taken, which are then scored too;
-            without `data`, random numbers.
-        metrics: what to measure instead of accuracy: a dict of metrics by any
-            name, or a list of metrics. A metric is one of Keras, or its name,
-            or a function of labels and outputs whose mean is taken. For several
-            outputs, a dict of such by the name of an output; those not in it
-            are not measured.
+            of models with different names. The first model is the reference for
+            agreement. For a `Distiller`, its student is compared. The models
+            are not changed.
+        data: tuple `(x, y)` of arrays. Without `metrics`, `y` are classes
+            (integers or one-hot) for models that return logits or probabilities
+            of shape `(..., classes)`. With `metrics`, `y` are labels that the
+            metrics take; for several outputs, a list, or a dict by output name.
+        litert: precisions of LiteRT files, as in `export_litert`. `()`: no
+            LiteRT files and no times. Default: float32, float16 and int8 if
+            LiteRT is installed; otherwise none, with a note.
+        rounds: int, the number of turns for the time of each file.
+        representative_data: inputs as in training, which determine the ranges
+            of `"int8"` files, as in `export_litert`; not an iterator. Default:
+            the first 512 samples of `data` (the file is then measured on them
+            too), or random numbers without `data`.
+        metrics: metrics instead of accuracy: a dict by any name, or a list. A
+            metric is a Keras metric, its name, or a function of labels and
+            outputs, whose mean is taken. For several outputs, a dict of these
+            by output name; outputs that are not in it are not measured.
 
     Returns:
-        A `Comparison`: `print` it for a table. A figure that can't be had is
-        None, and a note says why.
+        A `Comparison`: `print` it for a table. A figure that could not be
+        measured is None, and a note says why.
 
     Raises:
         ImportError: if `litert` names precisions and LiteRT is not installed.
-        TypeError: if one of `models` is not a model, one of `metrics` no
-            metric, or `representative_data` an iterator.
-        ValueError: if `models` is empty, or one of them is not built, has no
-            graph or inputs of unknown size; if two have the same name; if
-            models, data and metrics don't fit; or if there are no `metrics` and
-            the outputs or labels are not those of one classifier.
+        TypeError: if `models` has anything but models, `metrics` anything but
+            metrics, or if `representative_data` is an iterator.
+        ValueError: if `models` is empty; if a model is not built, has no layer
+            graph, or has inputs of unknown size; if two models have the same
+            name; if models, data and metrics do not fit each other; or if there
+            are no `metrics` and the models are not classifiers with one output.
 
     Example:
 
@@ -122,11 +127,11 @@ def compare(
         data = check_data(models, data, metrics)
     elif metrics is not None:
         raise ValueError(
-            "`metrics` are measured on `data`. Received: data=None, "
+            "`metrics` require `data` to be measured on. Received: data=None, "
             f"metrics={metrics!r}"
         )
     samples = samples_for_ranges(models, data, representative_data)
-    files = {}
+    files: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, model) in enumerate(models.items()):
             place = pathlib.Path(folder, str(index))
@@ -151,20 +156,20 @@ def _merged(costs, quality):
     clash = sorted(costs.keys() & quality.keys())
     if clash:
         raise ValueError(
-            "`metrics` must have other names than the figures that are there "
-            f"already. Received: {clash}"
+            "The names of `metrics` must differ from the keys of the other "
+            f"figures. Received: {clash}"
         )
     return costs | quality
 
 
 def _costs(name, model, files, notes):
-    """Return what can be said of a model without running it."""
+    """Return the figures that do not require running the model."""
     inference = infer(model)
     macs = count_macs(inference.calls)
     if macs.uncounted:
         some = ", ".join(macs.uncounted[:3])
         more = f" and {n - 3} more" if (n := len(macs.uncounted)) > 3 else ""
-        notes.append(f"macs of {name}: not known for {some}{more}")
+        notes.append(f"macs of {name}: unknown for {some}{more}")
     sizes = {form: path.stat().st_size for form, path in files.items()}
     zipped = {
         f"{form}_zipped_bytes": len(zlib.compress(path.read_bytes(), 9))

@@ -1,6 +1,15 @@
-"""What `compare` found, as a table, as a dict and as a plot."""
+"""The result of `compare`: as a table, as a dict and as a plot."""
 
 import math
+import os
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+from keras_distill._tables import html_table
+from keras_distill._tables import markdown_table
+from keras_distill._tables import text_table
+from keras_distill.reports._plot import draw
 
 _WORDS = {
     "nonzero_parameters": "non-zero parameters",
@@ -15,12 +24,15 @@ _UNITS = {"bytes": "bytes", "ms": "ms", "uj": "µJ"}
 
 
 class Comparison:
-    """What `compare` found: `print` it for a table.
+    """The figures of several models, side by side.
+
+    `print` it for a table, or let a notebook display it as the last line of a
+    cell.
 
     Args:
-        figures: `{name of a model: {key: number}}`, as `compare` lists the
-            keys. One that another model has and this one has not is None.
-        notes: list of sentences that say why.
+        figures: `{name of a model: {key: number}}`, with the keys that
+            `compare` lists. A key that only other models have becomes None.
+        notes: sentences below the table, such as why a figure is None.
 
     Example:
 
@@ -35,7 +47,11 @@ class Comparison:
     ```
     """
 
-    def __init__(self, figures, notes=()):
+    def __init__(
+        self,
+        figures: Mapping[str, Mapping[str, Any]],
+        notes: Iterable[str] = (),
+    ) -> None:
         keys = dict.fromkeys(key for f in figures.values() for key in f)
         self._figures = {
             name: {key: found.get(key) for key in keys}
@@ -43,47 +59,38 @@ class Comparison:
         }
         self.notes = list(notes)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return `{name of a model: {key: number}}`, a copy."""
         return {name: dict(found) for name, found in self._figures.items()}
 
-    def __str__(self):
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-            )
-            for row in rows
-        ]
-        return "\n".join([*lines, *self.notes])
+    def __str__(self) -> str:
+        return "\n".join([text_table(self._rows()), *self.notes])
 
-    def to_markdown(self):
+    def to_markdown(self) -> str:
         """Return the table in Markdown, with the notes below it."""
-        head, *rows = self._rows()
-        rule = ["---", *("---:" for _ in head[1:])]
-        lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
-        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
+        notes = (f"\n{note}" for note in self.notes)
+        return "\n".join([markdown_table(self._rows()), *notes])
 
-    def plot(self, path):
-        """Draw the size of every file against its accuracy.
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), self.notes)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Plot the size of each file against its accuracy.
 
         Args:
-            path: where to write; its ending says in which format (`.png`,
-                `.svg`, `.pdf`).
+            path: path of the image. Its suffix sets the format (`.png`, `.svg`,
+                `.pdf`).
 
         Raises:
             ImportError: if matplotlib is not installed.
-            ValueError: if the models were compared without data.
+            ValueError: if the figures have no accuracy.
         """
-        from keras_distill.reports._plot import draw
-
         draw(self._figures, path)
 
     def _rows(self):
         """Return the table as rows of strings."""
         first = next(iter(self._figures.values()))
-        # The ends of a range stand beside its middle.
+        # `_cell` puts the ends of a range beside its median.
         keys = [key for key in first if not key.endswith(("_low", "_high"))]
         return [
             ["", *self._figures],
@@ -116,6 +123,6 @@ def _cell(key, figures):
 
 
 def _short(value):
-    """Return a number with three digits, or as many as it has."""
+    """Return a number with three significant digits, or all integer digits."""
     decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{max(decimals, 0)}f}"

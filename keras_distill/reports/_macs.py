@@ -1,14 +1,20 @@
 """Multiply-accumulate operations (MACs) of one inference.
 
-A kernel of n weights that is applied at p places takes n p of them. Counted is
-what multiplies sums: convolutions, Dense, attention, recurrent layers, products
-of tensors. Left out is all else, as in published figures: biases,
-normalizations, activations, pooling, what is done entry by entry.
+A kernel with n weights that is applied at p positions takes n * p MACs. The
+count includes convolutions, Dense, attention, recurrent layers and products of
+tensors. As in published numbers, it does not include biases, normalizations,
+activations, pooling and elementwise operations.
+
+To count another layer, add a function to `_RULES`: it takes the `Call` of the
+layer and returns a list of `(kernel, positions)`, or None if the MACs are
+unknown.
 """
 
 import inspect
 import math
-import typing
+from collections.abc import Iterable
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from keras import layers
@@ -17,24 +23,24 @@ from keras import ops
 from keras_distill._graphs._elementwise import is_of_keras
 
 
-class Macs(typing.NamedTuple):
-    """A count.
+class Macs(NamedTuple):
+    """The MACs of a model.
 
     Attributes:
-        all: MACs of one inference, None if a layer can't be counted.
-        nonzero: those whose weight is not zero, None likewise.
-        uncounted: names of the layers that can't be counted.
+        all: MACs of one inference, None if those of a layer are unknown.
+        nonzero: MACs whose weight is not zero, None in the same case.
+        uncounted: names of the layers whose MACs are unknown.
     """
 
     all: int | None
     nonzero: int | None
-    uncounted: list
+    uncounted: list[str]
 
 
-def count_macs(calls):
-    """Return the MACs of a list of calls."""
+def count_macs(calls: Iterable[Any]) -> Macs:
+    """Return the MACs of a list of calls, as `infer` returns them."""
     counted = nonzero = 0
-    uncounted = {}
+    uncounted: dict[str, None] = {}
     for call in calls:
         products = _products(call)
         if products is None:
@@ -42,17 +48,17 @@ def count_macs(calls):
             name = f"{operation.name} ({type(operation).__name__})"
             uncounted[name] = None
             continue
-        for kernel, places in products:
+        for kernel, positions in products:
             weights = np.asarray(ops.convert_to_numpy(kernel))
-            counted += weights.size * places
-            nonzero += np.count_nonzero(weights) * places
+            counted += weights.size * positions
+            nonzero += np.count_nonzero(weights) * positions
     if uncounted:
         return Macs(None, None, list(uncounted))
     return Macs(counted, int(nonzero), [])
 
 
 def _products(call):
-    """Return a list of `(kernel, places)`, None if they can't be told."""
+    """Return a list of `(kernel, positions)`, None if they are unknown."""
     kind = type(call.operation)
     if kind not in _RULES and kind.__name__ in _BY_NAME and is_of_keras(kind):
         return _BY_NAME[kind.__name__](call)
@@ -62,7 +68,7 @@ def _products(call):
     return None if getattr(call.operation, "weights", ()) else []
 
 
-# A product of tensors has no kernel: as if one weight went everywhere.
+# A product of tensors has no kernel. It counts like a kernel of one weight.
 _NO_KERNEL = np.ones(1)
 
 
@@ -81,21 +87,24 @@ def _dense(call):
 
 def _convolution(call):
     layer = call.operation
-    return [(layer.kernel, _places(layer, call.outputs[0]))]
+    return [(layer.kernel, _positions(layer, call.outputs[0]))]
 
 
 def _transposed_convolution(call):
     layer = call.operation
-    return [(layer.kernel, _places(layer, call.inputs[0]))]
+    return [(layer.kernel, _positions(layer, call.inputs[0]))]
 
 
 def _separable_convolution(call):
     layer = call.operation
-    places = _places(layer, call.outputs[0])
-    return [(layer.depthwise_kernel, places), (layer.pointwise_kernel, places)]
+    positions = _positions(layer, call.outputs[0])
+    return [
+        (layer.depthwise_kernel, positions),
+        (layer.pointwise_kernel, positions),
+    ]
 
 
-def _places(layer, tensor):
+def _positions(layer, tensor):
     if layer.data_format == "channels_first":
         return math.prod(tensor.shape[2:])
     return math.prod(tensor.shape[1:-1])
@@ -104,14 +113,14 @@ def _places(layer, tensor):
 def _einsum_dense(call):
     layer, (tensor,) = call.operation, call.inputs
     read, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
-    places = [
+    sizes = [
         size for name, size in _sizes(read, tensor.shape) if name not in kernel
     ]
-    return [(layer.kernel, math.prod(places))]
+    return [(layer.kernel, math.prod(sizes))]
 
 
 def _sizes(labels, shape):
-    """Return `(label, size)` of each axis; of those under an ellipsis, `.`."""
+    """Return `(label, size)` of each axis, with `.` for axes in an ellipsis."""
     hidden = "." * (len(shape) - len(labels.replace("...", "")))
     return zip(labels.replace("...", hidden), shape, strict=True)
 
@@ -123,14 +132,15 @@ def _attention_heads(call):
     if len(query) != 3 or layer.get_config().get("use_gate"):
         return None
     key = named.get("key")
-    reads, answers = query[1], value[1]
+    queries, values = query[1], value[1]
+    keys = values if key is None else key.shape[1]
     head = layer.num_heads * (layer.key_dim + layer.value_dim)
     return [
-        (layer.query_dense.kernel, reads),
-        (layer.key_dense.kernel, answers if key is None else key.shape[1]),
-        (layer.value_dense.kernel, answers),
-        (layer.output_dense.kernel, reads),
-        (_NO_KERNEL, reads * answers * head),
+        (layer.query_dense.kernel, queries),
+        (layer.key_dense.kernel, keys),
+        (layer.value_dense.kernel, values),
+        (layer.output_dense.kernel, queries),
+        (_NO_KERNEL, queries * values * head),
     ]
 
 
@@ -153,9 +163,10 @@ def _recurrent(call):
 
 
 def _bidirectional(call):
-    there = _products(call._replace(operation=call.operation.forward_layer))
-    back = _products(call._replace(operation=call.operation.backward_layer))
-    return None if None in (there, back) else there + back
+    layer = call.operation
+    forward = _products(call._replace(operation=layer.forward_layer))
+    backward = _products(call._replace(operation=layer.backward_layer))
+    return None if None in (forward, backward) else forward + backward
 
 
 def _dot(call):
@@ -170,7 +181,7 @@ def _matmul(call):
     return [(_NO_KERNEL, math.prod(call.outputs[0].shape) * sums)]
 
 
-# A layer of one's own is counted as what it was derived from.
+# A custom layer is counted like the Keras layer that it is derived from.
 _RULES = {
     layers.Attention: _attention,
     layers.BatchNormalization: _nothing,
@@ -212,7 +223,7 @@ _UNCOUNTED = (
     "SeparableConv",
     "Tensordot",
 )
-# Operations have no public class. This is what theirs are called.
+# The classes of operations are not public. These are their names.
 _BY_NAME = {
     "LayerScale": _nothing,
     "Matmul": _matmul,

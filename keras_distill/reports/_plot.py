@@ -1,4 +1,8 @@
-"""The size of files against their accuracy."""
+"""The plot of a comparison: the size of each file against its accuracy."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
 
 _FORMS = {
     "keras": (".keras", "o"),
@@ -8,8 +12,8 @@ _FORMS = {
     "litert_int8": ("LiteRT int8", "^"),
     "packed": ("packed", "*"),
 }
-# Told apart by all kinds of colour vision: Okabe and Ito.
-_COLOURS = (
+# The palette of Okabe and Ito, for all kinds of color vision.
+_COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -20,33 +24,36 @@ _COLOURS = (
 )
 
 
-def draw(figures, path):
-    """Write the plot to `path`. See `Comparison.plot`."""
+def draw(
+    figures: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]
+) -> None:
+    """Write the plot to `path`, as `Comparison.plot` describes."""
     if not all("accuracy" in found for found in figures.values()):
         raise ValueError(
-            "The plot needs accuracies, and the models were compared without "
-            "data, or by other metrics. Give `compare` data of a classifier: "
-            "`compare(models, (x, y))`."
+            "The plot requires an accuracy for each model. Received: models "
+            "compared without data or with other metrics. Compare classifiers "
+            "with data and without `metrics`: `compare(models, (x, y))`."
         )
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise ImportError(
-            "`plot` needs matplotlib: pip install matplotlib"
+            "`plot` requires matplotlib. Install it with: pip install "
+            "matplotlib"
         ) from error
-    # Without pyplot, which would ask for a screen and keep the figure.
+    # pyplot would need a display and keep the figure in memory.
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     forms = []
     for index, (name, found) in enumerate(figures.items()):
         points = _points(found)
         forms += points
-        colour = _COLOURS[index % len(_COLOURS)]
+        color = _COLORS[index % len(_COLORS)]
         line = sorted(points.values())
-        axes.plot(*zip(*line), color=colour, label=name, linewidth=1)
+        axes.plot(*zip(*line), color=color, label=name, linewidth=1)
         for form, point in points.items():
-            axes.plot(*point, _FORMS[form][1], **_hollow(colour))
+            axes.plot(*point, _FORMS[form][1], **_hollow(color))
     for form in dict.fromkeys(forms):
         label, marker = _FORMS[form]
         axes.plot([], [], marker, label=label, **_hollow("0.3"))
@@ -60,17 +67,17 @@ def draw(figures, path):
     figure.savefig(path, dpi=150)
 
 
-def _hollow(colour):
-    # Files of one size and accuracy are seen through each other.
-    return {"color": colour, "markerfacecolor": "none", "markersize": 8}
+def _hollow(color):
+    # Hollow markers stay visible where several files have the same point.
+    return {"color": color, "markerfacecolor": "none", "markersize": 8}
 
 
 def _points(found):
-    """Return `{form: (bytes, accuracy)}` of the files that there are."""
+    """Return `{form: (bytes, accuracy)}` of all files."""
     return {
         form: (
             found[f"{form}_bytes"],
-            # Those without an own one compute what the model does.
+            # Other files have the outputs of the model, so its accuracy too.
             100 * found.get(f"{form}_accuracy", found["accuracy"]),
         )
         for form in _FORMS

@@ -644,10 +644,10 @@ def test_refused_models():
     inputs = keras.Input((5,))
     x = layers.Dense(4)(inputs)
     model = keras.Model(inputs, layers.Lambda(lambda x: 2 * x)(x))
-    with pytest.raises(ValueError, match=r"'lambda'.*can't be built anew"):
+    with pytest.raises(ValueError, match=r"'lambda'.*cannot be built again"):
         prune_channels(model, 0)
     model = keras.Model(inputs, layers.Dense(4)(inputs))
-    with pytest.raises(ValueError, match="no channel that could be removed"):
+    with pytest.raises(ValueError, match="no channel that can be removed"):
         prune_channels(model, 0.5)
     with pytest.raises(ValueError, match="has no score"):
         prune_channels(GRAPHS["dense"][0](), 0.5, importance="batch_norm")
@@ -664,7 +664,7 @@ def test_refused_ratios(ratio):
     [
         ({"exclude": ["aa"]}, r"exclude.*not have.*'aa'. Did you mean.*'a'"),
         ({"exclude": 3}, "`exclude` must be a name of a layer or a list"),
-        ({"exclude": [3]}, "`exclude` must name layers, by strings"),
+        ({"exclude": [3]}, "`exclude` must name layers by strings"),
         ({"importance": "l3"}, "`importance` must be.*'l3'"),
         ({"importance": {"c": [1.0]}}, "`importance` names.*'c'"),
         ({"importance": {"norm": [1.0] * 4}}, "makes no channels.*'norm'"),

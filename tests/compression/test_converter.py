@@ -194,9 +194,11 @@ def test_a_converter_that_dies(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(_converter, "_PROCESS", "dying_converter")
-    monkeypatch.setattr(_converter, "_ORDINARY", frozenset())
+    monkeypatch.setattr(_converter, "_COMMON", frozenset())
     path = tmp_path / "model.tflite"
-    with pytest.raises(RuntimeError, match=r"died \(SIGSEGV\).*\['Dense', 'I"):
+    with pytest.raises(
+        RuntimeError, match=r"crashed \(SIGSEGV\).*\['Dense', 'I"
+    ):
         export_litert(mlp(), path)
     assert not path.exists()
     report = compare({"name": mlp()}, litert="float32")
@@ -253,5 +255,5 @@ def test_layers_are_found_by_what_tensorflow_calls_them():
 
 def test_other_messages_are_cut():
     message = explain("What is wrong.\n" + "more\n" * 99, mlp())
-    assert message.endswith("It says: What is wrong.")
+    assert message.endswith("Its converter reports: What is wrong.")
     assert len(explain("x" * 9999, mlp())) < 400

@@ -329,10 +329,14 @@ def test_a_kernel_of_zeros_is_held_with_a_warning():
     x, y = vectors(32)
     model = mlp(8)
     model.layers[0].kernel.assign(np.zeros((6, 8)))
-    with pytest.warns(UserWarning, match=r"kernel'? at zero, all of it"):
+    with pytest.warns(
+        UserWarning, match=r"keeps the whole kernel '.*kernel'? at zero"
+    ):
         train(model, x, y, KeepCompressed())
     assert not np.any(kernels_of(model)[0])
-    with pytest.raises(ValueError, match="has nothing to keep"):
+    with pytest.raises(
+        ValueError, match="requires a model with zeros or shared values"
+    ):
         train(model, x, y, KeepCompressed(exclude=model.layers[0].name))
 
 
@@ -388,15 +392,17 @@ def test_the_best_weights_of_a_second_fit_are_compressed():
 
 def test_refused():
     x, y = vectors()
-    with pytest.raises(ValueError, match=r"nothing to keep.*zeros.*shared"):
+    with pytest.raises(ValueError, match=r"without zeros.*without shared"):
         train(mlp(), x, y, KeepCompressed())
     model = pruned(x, y)
     for other in (MagnitudePruning(0.5, end_step=0), WeightSharing(4)):
         for callbacks in ([KeepCompressed(), other], [other, KeepCompressed()]):
-            with pytest.raises(ValueError, match="Two callbacks of one `fit"):
+            with pytest.raises(ValueError, match="only one of the callbacks"):
                 train(model, x, y, *callbacks)
     with pytest.raises(ValueError, match=r"`exclude`.*'dance'.*'dense"):
         train(model, x, y, KeepCompressed(exclude=["dance"]))
     model.compile(None, LOSS)
-    with pytest.raises(ValueError, match="KeepCompressed needs a model that"):
+    with pytest.raises(
+        ValueError, match="KeepCompressed requires a model that"
+    ):
         train(model, x, y, KeepCompressed())

@@ -252,7 +252,7 @@ def test_float16_is_held_to_more_than_8_bits(tmp_path, monkeypatch):
     returning(
         monkeypatch, lambda model, tried: [1.1 * to_numpy(model(tried[0]))]
     )
-    with pytest.raises(RuntimeError, match="in float16 its output_0 differs"):
+    with pytest.raises(RuntimeError, match="in float16, its output_0 differs"):
         export_litert(mlp(), path, "float16")
     export_litert(mlp(), path, "dynamic_int8")
     assert path.read_bytes() == b"new"
@@ -289,7 +289,7 @@ def test_layers_that_another_process_does_not_find(tmp_path, monkeypatch):
     monkeypatch.setattr(Own, "__module__", "__main__")
     model = keras.Sequential([keras.Input((6,)), Own()])
     with pytest.raises(
-        RuntimeError, match=r"'Own' is defined in the script.*regis"
+        RuntimeError, match=r"'Own' is defined in the running script.*regis"
     ):
         export_litert(model, tmp_path / "model.tflite")
 
@@ -324,22 +324,30 @@ def stateful():
         (Subclassed, {}, "functional model.*Subclassed"),
         (any_size, {}, r"known shape.*'text' of shape \(None, None, 3\)"),
         (mlp, {"precision": "int4"}, "one of .*precision='int4'"),
-        (mlp, {"precision": "int8"}, "needs `representative_data`.*=None"),
+        (mlp, {"precision": "int8"}, "requires `representative_data`.*=None"),
         (
             mlp,
             {"representative_data": np.ones((4, 7))},
             r"Expected: \[\(None, 6\)\]. Received: \[\(4, 7\)\]",
         ),
-        (mlp, {"representative_data": []}, "has no examples.*=\\[\\]"),
-        (lambda: quantize_aware(mlp()), {}, "learned to compute in int8"),
+        (
+            mlp,
+            {"representative_data": []},
+            "must have at least one example.*=\\[\\]",
+        ),
+        (lambda: quantize_aware(mlp()), {}, "must be exported with"),
         (
             lambda: quantize_aware(mlp()),
             {"precision": "int8"},
-            "has seen no batch",
+            "has no range, because",
         ),
         (mlp, {"path": "no/such/folder.tflite"}, "`path` must be"),
-        (looks_up, {}, "no place for the table of a lookup.*'words', <StringL"),
-        (stateful, {}, "keeps no state.*'bidirectional' with `stateful=True`"),
+        (looks_up, {}, "cannot store the table of a lookup.*'words', <StringL"),
+        (
+            stateful,
+            {},
+            "cannot keep state.*'bidirectional' with `stateful=True`",
+        ),
     ],
 )
 def test_refused(make, arguments, message, tmp_path):

@@ -232,8 +232,8 @@ def test_a_copy_trains():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({}, "either `rank` or `energy`.*rank=None, energy=None"),
-        ({"rank": 2, "energy": 0.5}, "either `rank` or `energy`"),
+        ({}, "exactly one of `rank` and `energy`.*rank=None, energy=None"),
+        ({"rank": 2, "energy": 0.5}, "exactly one of `rank` and `energy`"),
         ({"rank": 0}, "`rank` must be a whole number above 0.*rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
         ({"rank": {"layer": 0}}, r"rank\['layer'\]=0"),
@@ -250,8 +250,12 @@ def test_refused_arguments(arguments, message):
 
 def test_refused_models():
     for model in (Subclassed(), keras.Sequential([layers.Dense(4)])):
-        with pytest.raises(ValueError, match=r"`factorize` needs a functional"):
+        with pytest.raises(
+            ValueError, match=r"`factorize` requires a functional"
+        ):
             factorize(model, rank=1)
-    message = r"`factorize` can't part.*'dense' and 'tied'.*dense/kernel'"
+    message = (
+        r"`factorize` cannot separate layers.*'dense' and 'tied'.*dense/kernel'"
+    )
     with pytest.raises(ValueError, match=message):
         factorize(with_tied_layers(), rank=1)

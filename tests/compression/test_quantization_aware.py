@@ -99,7 +99,7 @@ def test_nothing_is_rounded_before_a_range_is_known():
     np.testing.assert_array_equal(to_numpy(layer(zeros, training=True)), zeros)
     other = FakeQuantization(name="other")
     other(x)
-    with pytest.raises(ValueError, match=r"'other' has seen no batch.*`fit"):
+    with pytest.raises(ValueError, match=r"'other' has no range.*`fit"):
         other.tracked_range()
 
 
@@ -347,7 +347,7 @@ def test_the_file_of_a_transformer_is_in_int8(tmp_path):
     x = x / 255
     model.compile(keras.optimizers.SGD(1e-4), "mse")
     model.fit(x, np.zeros((64, 5)), verbose=0)
-    with pytest.warns(UserWarning, match=r"RSQRT \(first_0.*8 bits can't hold"):
+    with pytest.warns(UserWarning, match=r"RSQRT \(first_0.*8 bits cannot rep"):
         export_litert(model, tmp_path / "model", "int8")
     (outputs,) = answers_of(tmp_path / "model", x)
     expected = to_numpy(model(x, training=False))
@@ -408,11 +408,14 @@ def in_int8():
     "make, message",
     [
         (lambda: keras.Sequential([layers.Dense(4)]), "needs a functional"),
-        (Subclassed, "`quantize_aware` needs a functional.*Subclassed"),
-        (with_tied_layers, "can't part.*'dense' and 'tied'.*dense/kernel'"),
+        (Subclassed, "`quantize_aware` requires a functional.*Subclassed"),
+        (
+            with_tied_layers,
+            "cannot separate.*'dense' and 'tied'.*dense/kernel'",
+        ),
         (called_twice, "called once.*'twice', called more than once"),
-        (in_int8, "plain kernels.*which is quantized or has LoRA"),
-        (lambda: quantize_aware(mlp()), "plain kernels.*_range', which is qu"),
+        (in_int8, "float kernels.*which is quantized or has LoRA"),
+        (lambda: quantize_aware(mlp()), "float kernels.*_range', which is qu"),
     ],
     ids=["no graph", "subclassed", "tied", "shared", "quantized", "twice"],
 )

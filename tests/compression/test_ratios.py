@@ -111,9 +111,9 @@ def test_the_channels_that_leave_are_those_of_one_ratio():
         ({"lest": 0.5}, r"`ratio`.*'lest'.*mean \['last'"),
         ({"last": 1}, r"`ratio` must be below 1.*ratio\['last'\]=1"),
         ({"last": "half"}, r"`ratio\['last'\]` must be a number"),
-        ({"first": 0.5, "backbone/first": 0.5}, "names a layer twice"),
-        ({}, "names no layer.*{}"),
-        ({3: 0.5}, "must name layers, by strings.*3"),
+        ({"first": 0.5, "backbone/first": 0.5}, "names the same layer twice"),
+        ({}, "must name at least one layer.*{}"),
+        ({3: 0.5}, "must name layers by strings.*3"),
     ],
 )
 def test_refused_ratios(ratio, message):
@@ -150,5 +150,5 @@ def test_layers_inside_others_are_not_replaced_and_not_passed_over():
     model = keras.Model(inputs, layers.Dense(2)(Composite(name="own")(inputs)))
     with pytest.raises(ValueError, match=r"without a channel.*'own/inner'"):
         prune_channels(model, {"own/inner": 0.5})
-    with pytest.raises(ValueError, match="inside a layer of another kind"):
+    with pytest.raises(ValueError, match="inside a layer of another class"):
         factorize(model, rank={"own/inner": 2})

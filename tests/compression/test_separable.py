@@ -149,8 +149,12 @@ def test_a_copy_trains():
 
 def test_refused_models():
     for model in (Subclassed(), keras.Sequential([layers.Conv2D(4, 3)])):
-        with pytest.raises(ValueError, match=r"`separate` needs a functional"):
+        with pytest.raises(
+            ValueError, match=r"`separate` requires a functional"
+        ):
             separate(model)
-    message = r"`separate` can't part.*'dense' and 'tied'.*dense/kernel'"
+    message = (
+        r"`separate` cannot separate layers.*'dense' and 'tied'.*dense/kernel'"
+    )
     with pytest.raises(ValueError, match=message):
         separate(with_tied_layers())

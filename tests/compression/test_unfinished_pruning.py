@@ -97,7 +97,7 @@ def test_weights_put_back_from_before_the_end(order):
     warned = warnings_of(lambda: fit(model, *callbacks))
     assert len(warned) == 1 and re.search(message, warned[0])
     share = sparsity(model)
-    assert f" {share:.1%} of the weights" in warned[0]
+    assert f" {share:.1%} of the kernel weights" in warned[0]
     assert 0.5 < share < 0.75
     # What was put back is what was good, and nothing else.
     for kernel, expected in zip(kernels_of(model), watch.first):
@@ -135,7 +135,7 @@ def test_a_training_that_ends_before_its_schedule():
     pruning = MagnitudePruning(0.8, end_step=50)
     warned = warnings_of(lambda: fit(model, pruning))
     assert len(warned) == 1 and re.search(message, warned[0])
-    assert f"{sparsity(model):.1%} of the weights" in warned[0]
+    assert f"{sparsity(model):.1%} of the kernel weights" in warned[0]
     # The rest of it, later.
     fit(model, MagnitudePruning(0.8, end_step=50), initial_epoch=4, epochs=7)
     assert sparsity(model) == pytest.approx(0.8, abs=0.01)
@@ -146,7 +146,7 @@ def test_a_training_that_is_stopped_early():
     stop = keras.callbacks.EarlyStopping(
         "sparsity", mode="min", patience=1, restore_best_weights=True
     )
-    with pytest.warns(UserWarning, match="has put back weights of an earlier"):
+    with pytest.warns(UserWarning, match="restored weights from an earlier"):
         fit(model, MagnitudePruning(0.8, end_step=30), Sparsities(), stop)
     assert stop.stopped_epoch == 1
 
@@ -166,7 +166,7 @@ def test_under_a_distiller():
 
     pruning = MagnitudePruning(0.8, end_step=20)
     callbacks = [pruning, Worse(), best]
-    with pytest.warns(UserWarning, match="has put back weights"):
+    with pytest.warns(UserWarning, match="restored weights"):
         distiller.fit(
             x, y, batch_size=8, epochs=4, verbose=0, callbacks=callbacks
         )

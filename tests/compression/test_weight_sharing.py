@@ -286,13 +286,13 @@ def test_models_that_are_not_ready_are_refused():
     x, y = vectors()
     model = mlp()
     model.compile(None, LOSS)
-    message = "WeightSharing needs a model that is compiled with an optimizer"
+    message = "WeightSharing requires a model that is compiled with an optim"
     with pytest.raises(ValueError, match=message):
         model.fit(x, y, verbose=0, callbacks=[WeightSharing(4)])
     raw = keras.Sequential([keras.layers.Dense(2)], name="raw")
     raw.compile("sgd", LOSS)
     sharing = WeightSharing(4)
     sharing.set_model(raw)
-    message = "WeightSharing needs a model that is built .*'raw', which has no"
+    message = "WeightSharing requires a model that is built .*'raw', which has"
     with pytest.raises(ValueError, match=message):
         sharing.on_train_begin()

@@ -1,8 +1,10 @@
 """compare: figures of real files and real runs, and what it refuses."""
 
 import os
+import re
 import shutil
 import sys
+import xml.etree.ElementTree as ElementTree
 
 import keras
 import numpy as np
@@ -25,7 +27,7 @@ from keras_distill.compression import export_litert
 from keras_distill.compression import pack
 from keras_distill.compression import prune_channels
 from keras_distill.reports import _compare
-from keras_distill.reports import _files
+from keras_distill.reports import _measure
 
 # Others export in a process of their own, and the files are the same.
 ON_TENSORFLOW = pytest.mark.skipif(
@@ -39,7 +41,7 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
         # A second export may differ by some bytes of padding.
         shutil.copy(path, tmp_path / "litert_float32")
 
-    monkeypatch.setattr(_files, "write_litert", export)
+    monkeypatch.setattr(_measure, "write_litert", export)
     model = cnn(4)
     found = compare([model], litert="float32").to_dict()[model.name]
     model.save(tmp_path / "keras.keras")
@@ -97,7 +99,7 @@ def ranges_of(monkeypatch, *args, **kwargs):
         given[model.name] = representative_data
         path.write_bytes(b"a file")
 
-    monkeypatch.setattr(_files, "write_litert", export)
+    monkeypatch.setattr(_measure, "write_litert", export)
     monkeypatch.setattr(_compare, "measure_latency", lambda *_: {})
     monkeypatch.setattr(_compare, "measure_quality", lambda *_: {})
     compare(*args, litert="int8", **kwargs)
@@ -130,7 +132,7 @@ def test_representative_data_by_name(monkeypatch):
 
 
 def test_representative_data_that_is_refused():
-    message = r"must hold inputs of the model.*None, 6.*Received: \[\(8, 7\)"
+    message = r"must have inputs of the model.*None, 6.*Received: \[\(8, 7\)"
     for litert in ((), "int8"):
         with pytest.raises(ValueError, match=message):
             compare([mlp()], litert=litert, representative_data=np.ones((8, 7)))
@@ -348,21 +350,36 @@ def two_outputs():
 @pytest.mark.parametrize(
     "make, labels, metrics, message",
     [
-        (lambda: regressor("m"), (32,), None, "of classifiers.*Give `metrics`"),
+        (lambda: regressor("m"), (32,), None, "a classifier.*Give `metrics`"),
         (lambda: regressor("m", 3), (32, 3), None, "Labels must be integers"),
-        (two_outputs, (32,), None, "of one output.*dict of such by the name"),
-        (two_outputs, (32,), "mae", r"\['a', 'b'\]: `metrics` must be a dict"),
+        (
+            two_outputs,
+            (32,),
+            None,
+            "one output.*a dict of metrics by output name",
+        ),
+        (two_outputs, (32,), "mae", r"\['a', 'b'\]. `metrics` must be a dict"),
         (two_outputs, (32,), {"c": "mae"}, "outputs are .*'a', 'b'"),
         (lambda: regressor("m"), (32,), ["accuracy"], "'accuracy' stands for"),
         (
             lambda: regressor("m", 3),
             (32,),
             ["mae"],
-            "don't fit the metric 'mae'",
+            "do not fit the metric 'mae'",
         ),
-        (lambda: regressor("m", 3), (32, 1), ["mae"], "don't fit the metric"),
-        (lambda: regressor("m"), (32,), ["mae", "mae"], "which must differ"),
-        (lambda: regressor("m"), (32,), {"macs": "mae"}, "other names.*'macs'"),
+        (lambda: regressor("m", 3), (32, 1), ["mae"], "do not fit the metric"),
+        (
+            lambda: regressor("m"),
+            (32,),
+            ["mae", "mae"],
+            "must have different names",
+        ),
+        (
+            lambda: regressor("m"),
+            (32,),
+            {"macs": "mae"},
+            "must differ from the keys.*'macs'",
+        ),
         (
             lambda: regressor("m", 2),
             (32, 2),
@@ -382,9 +399,9 @@ def test_metrics_that_are_none():
     model = regressor("model")
     data = vectors()
     for metrics in ({"mae": 3}, [keras.metrics.MeanAbsoluteError]):
-        with pytest.raises(TypeError, match="must hold metrics of Keras"):
+        with pytest.raises(TypeError, match="must be Keras metrics"):
             compare([model], data, litert=(), metrics=metrics)
-    with pytest.raises(ValueError, match="measured on `data`"):
+    with pytest.raises(ValueError, match="`metrics` require `data`"):
         compare([model], litert=(), metrics=["mae"])
     unlabelled = (data[0], {"a": data[1]})
     with pytest.raises(ValueError, match="no labels for the output 'b'"):
@@ -470,6 +487,25 @@ def test_the_table():
     assert rows[-2:] == ["", "a note"]
 
 
+def test_the_table_in_a_notebook():
+    figures = {"<i>large</i>": FIGURES["large"], "small": FIGURES["small"]}
+    html = Comparison(figures, ["a < b"])._repr_html_()
+    root = ElementTree.fromstring(f"<div>{html}</div>")
+    (table,) = root.iter("table")
+    rows = [list(row) for row in table.iter("tr")]
+    markdown = Comparison(figures).to_markdown().splitlines()
+    assert [[cell.text or "" for cell in row] for row in rows] == [
+        row.strip("| ").split(" | ") if index else ["", *figures]
+        for index, row in enumerate([markdown[0], *markdown[2:]])
+    ]
+    for row in rows:
+        for cell in row[1:]:
+            assert "text-align: right" in cell.get("style")
+    assert root.find("p").text == "a < b"
+    # The page sets the colors, and nothing is loaded.
+    assert not re.search("#|rgb|background|href|src|url|class", html)
+
+
 def test_a_figure_that_cannot_be_had_is_noted():
     inputs = keras.Input((4,))
     scores = layers.AdditiveAttention()([inputs[:, None], inputs[:, None]])
@@ -481,7 +517,7 @@ def test_a_figure_that_cannot_be_had_is_noted():
     assert "packed_bytes" not in figures
     packed, macs = report.notes
     assert packed.startswith("packed of odd: ") and "Lambda" in packed
-    assert macs.startswith("macs of odd: not known for additive_attention")
+    assert macs.startswith("macs of odd: unknown for additive_attention")
 
 
 def test_without_the_extras(monkeypatch, tmp_path):
@@ -490,7 +526,7 @@ def test_without_the_extras(monkeypatch, tmp_path):
         compare([mlp()], litert="float32")
     report = compare([mlp(name="model")], vectors())
     (note,) = report.notes
-    assert "is not installed: pip install 'keras-distill[litert]'" in note
+    assert "is not installed. Install it with: pip install 'keras" in note
     assert not any("litert" in key for key in report.to_dict()["model"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
@@ -512,9 +548,11 @@ class Own(keras.Model):
 
 
 def test_models_that_are_refused():
-    with pytest.raises(ValueError, match=r"has no models. Received: {}"):
+    with pytest.raises(ValueError, match=r"at least one model. Received: {}"):
         compare({})
-    with pytest.raises(TypeError, match=r"hold `keras.Model`s. Received: 'b'"):
+    with pytest.raises(
+        TypeError, match=r"instances of `keras.Model`. Received: 'b'"
+    ):
         compare({"a": "b"})
     with pytest.raises(TypeError, match="must be a dict of models by name"):
         compare(mlp())
@@ -522,12 +560,16 @@ def test_models_that_are_refused():
         compare({"raw": keras.Sequential([layers.Dense(2)])})
     own = Own()
     own(np.zeros((1, 6)))
-    with pytest.raises(ValueError, match="`compare` needs a functional model"):
+    with pytest.raises(
+        ValueError, match="`compare` requires a functional model"
+    ):
         compare([own])
-    with pytest.raises(ValueError, match=r"must differ. Received: \['a', 'a'"):
+    with pytest.raises(
+        ValueError, match=r"different names. Received: \['a', 'a'"
+    ):
         compare([mlp(name="a"), mlp(name="a")])
     open_size = keras.Sequential([keras.Input((None, 3)), layers.Dense(2)])
-    with pytest.raises(ValueError, match=r"'open' is not fixed.*known size"):
+    with pytest.raises(ValueError, match=r"of 'open' is not fixed.*known size"):
         compare({"open": open_size})
 
 
@@ -538,9 +580,12 @@ def test_models_that_are_refused():
         (lambda x, y: (x, y[:-1]), r"as many labels as.*\[\(32, 6\), \(31,\)"),
         (
             lambda x, y: (x[:0], y[:0]),
-            r"and some. Received: .*\(0, 6\), \(0,\)",
+            r"one sample. Received: .*\(0, 6\), \(0,\)",
         ),
-        (lambda x, y: (x * np.nan, y), "has NaN or infinite values"),
+        (
+            lambda x, y: (x * np.nan, y),
+            "must have finite values. Received: NaN",
+        ),
         (lambda x, y: (x.tolist(), y), "`data` must be arrays"),
         (lambda x, y: (x[:, :5], y), r"does not fit the model 'a'.*\(32, 5\)"),
         (lambda x, y: ({"b": x}, y), "does not fit the model 'a'.*'b'"),
@@ -568,7 +613,9 @@ def test_models_that_do_not_fit_the_data():
 
 
 def test_other_arguments_that_are_refused():
-    with pytest.raises(ValueError, match=r"`litert` must be some of.*int4"):
+    with pytest.raises(
+        ValueError, match=r"`litert` must have values from.*int4"
+    ):
         compare([mlp()], litert=("int4",))
     with pytest.raises(ValueError, match="`rounds` must be a whole number"):
         compare([mlp()], litert=(), rounds=0)

@@ -12,11 +12,11 @@ from common import to_numpy
 from keras import layers
 from keras import ops
 
-from keras_distill.reports._calls import infer
-from keras_distill.reports._energy import energies
+from keras_distill.reports._costs import energies
+from keras_distill.reports._costs import infer
+from keras_distill.reports._costs import peak_activation_bytes
 from keras_distill.reports._macs import Macs
 from keras_distill.reports._macs import count_macs
-from keras_distill.reports._memory import peak_activation_bytes
 
 
 def macs_of(model):

@@ -1,17 +1,23 @@
-"""Which channels can only leave together.
+"""Coupled channels: which channels can only be removed together.
 
-Every channel that a layer makes gets a number of its own, and a tensor carries
-the numbers of its channels along one of its axes. Layers pass numbers on, join
-them (a sum needs both of its terms), string them together, or read them with
-the rows of a kernel. Joined numbers stay or leave together. The number 0 is
-joined with all that must stay: what goes in or out of the model, and what a
-layer without a rule reads or returns. So a layer that is unknown here costs
-some smallness and never the right result.
+Each channel that a layer makes gets its own number. Each tensor has the numbers
+of its channels, along one of its axes. A layer passes numbers on, joins them
+(the two terms of a sum must have the same channels), concatenates them, or
+reads them with the rows of its kernel. Joined numbers are kept or removed
+together.
 
-The rules themselves are in `_channel_rules.py`.
+The number 0 stands for everything that must be kept: the channels of the
+model's inputs and outputs, and those that a layer without a rule reads or
+returns. So an unknown layer makes the pruned model larger, but never wrong.
+
+The rules of the layers are in `_layer_rules.py`.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -21,12 +27,12 @@ from keras_distill._graphs._walk import nodes
 
 
 class Channels(NamedTuple):
-    """The channels of a tensor; None in its place if none can be removed.
+    """The channels of a tensor. None is used if none can be removed.
 
     Attributes:
-        axis: the axis that they lie on, above 0.
-        numbers: array of shape `(shape[axis],)`. A channel that stands there
-            several times, as after Flatten, does so in the numbers too.
+        axis: int above 0, the axis of the channels.
+        numbers: array of shape `(shape[axis],)`. A channel that occurs several
+            times on the axis, as after Flatten, occurs as often in the numbers.
     """
 
     axis: int
@@ -34,7 +40,14 @@ class Channels(NamedTuple):
 
 
 class Made(NamedTuple):
-    """Where a layer makes channels, and how its config says how many."""
+    """The channels that a layer makes.
+
+    Attributes:
+        weight: the attribute of the layer with the kernel that makes them.
+        axis: the axis of the kernel that they lie on.
+        numbers: the numbers of the channels.
+        setting: the key of their count in the config, such as `"filters"`.
+    """
 
     weight: str
     axis: int
@@ -42,97 +55,146 @@ class Made(NamedTuple):
     setting: str
 
 
+# A function `(coupling, node, read)`; see `_layer_rules.py`.
+Rule: TypeAlias = Callable[
+    ["Coupling", Any, list[Channels | None]], Channels | None
+]
+
+
 class Coupling:
-    """What the channels of a model have to do with each other.
+    """Which channels of a model are joined, and which weights have them.
+
+    Args:
+        rule_for: a function of a node that returns the rule of its layer, or
+            None.
+        excluded: layers whose outputs keep all channels.
 
     Attributes:
         made: `{layer: Made}`, for layers that make channels.
         cuts: `{layer: {(weight, axis): numbers}}`, the axes of weights that
-            channels lie on; `weight` is a path of attributes.
+            are cut with the channels; `weight` is a path of attributes.
         shapes: `{layer: (target_shape, Channels)}`, for Reshape.
         inputs: `{id: Channels}`, for the input tensors of nested models.
     """
 
-    def __init__(self, rule_for, spared):
+    def __init__(
+        self,
+        rule_for: Callable[[Any], Rule | None],
+        excluded: Iterable[keras.layers.Layer],
+    ) -> None:
         self.rule_for = rule_for
-        self.spared = spared
-        self.parents = [0]
-        self.made = {}
-        self.cuts = {}
-        self.shapes = {}
-        self.inputs = {}
-        self.first = {}
+        self.excluded = excluded
+        self.made: dict[keras.layers.Layer, Made] = {}
+        self.cuts: dict[
+            keras.layers.Layer, dict[tuple[str, int], np.ndarray]
+        ] = {}
+        self.shapes: dict[keras.layers.Layer, tuple[Any, Channels]] = {}
+        self.inputs: dict[int, Channels | None] = {}
+        self._parents = [0]  # a union-find structure over the numbers
+        self._first: dict[Any, Channels | None] = {}
 
     # The numbers.
 
-    def make(self, layer, weight, axis, count, setting):
-        """Return the numbers of the channels that a layer makes."""
+    def make(
+        self,
+        layer: keras.layers.Layer,
+        weight: str,
+        axis: int,
+        count: int,
+        setting: str,
+    ) -> np.ndarray:
+        """Return the numbers of the channels that a layer makes.
+
+        The arguments are described in `Made`.
+        """
         if layer not in self.made:
-            start = len(self.parents)
+            start = len(self._parents)
             numbers = np.arange(start, start + count)
-            self.parents.extend(numbers.tolist())
+            self._parents.extend(numbers.tolist())
             self.made[layer] = Made(weight, axis, numbers, setting)
         numbers = self.made[layer].numbers
         self.cut(layer, weight, axis, numbers)
         return numbers
 
-    def join(self, first, second):
-        """Let the channels of two arrays of numbers leave only in pairs."""
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Join two arrays of numbers, pair by pair."""
         if first is not second:
             for a, b in zip(first.tolist(), second.tolist()):
                 a, b = self._root(a), self._root(b)
-                # The smaller one is the root, so that 0 is one.
-                self.parents[max(a, b)] = min(a, b)
+                # The smaller number is the root, so that 0 is always a root.
+                self._parents[max(a, b)] = min(a, b)
 
-    def pin(self, *several):
-        """Let channels stay. Returns None, what stands for such channels."""
+    def pin(self, *several: Channels | None) -> None:
+        """Keep all of these channels, by joining them with 0.
+
+        Rules return the result, None, for an output whose channels are kept.
+        """
         for channels in several:
             if channels is not None:
                 self.join(channels.numbers, np.zeros_like(channels.numbers))
 
-    def along(self, axis, tensor, channels):
-        """Return the numbers along an axis; of others than channels, 0."""
+    def along(
+        self, axis: int, tensor: keras.KerasTensor, channels: Channels | None
+    ) -> np.ndarray:
+        """Return the numbers along an axis, zeros if it has no channels."""
         if channels is not None and channels.axis == axis:
             return channels.numbers
         self.pin(channels)
         return np.zeros(tensor.shape[axis], "int64")
 
-    def cut(self, layer, weight, axis, numbers):
-        """Note that channels lie on an axis of a weight.
+    def cut(
+        self,
+        layer: keras.layers.Layer,
+        weight: str,
+        axis: int,
+        numbers: np.ndarray,
+    ) -> None:
+        """Record that an axis of a weight is cut with these channels.
 
-        A layer that is called several times has this weight once: what it reads
-        in one call leaves with what it reads in the others.
+        If a layer is called several times, this joins the channels that it
+        reads in each call: there is one weight for all of them.
         """
         cuts = self.cuts.setdefault(layer, {})
         self.join(cuts.setdefault((weight, axis), numbers), numbers)
 
-    def same(self, key, channels):
-        """Join what is found at the same place in several calls."""
-        first = self.first.setdefault(key, channels)
+    def same_in_all_calls(
+        self, key: Any, channels: Channels | None
+    ) -> Channels | None:
+        """Join the channels that are recorded under the same key.
+
+        Returns:
+            The channels, or None if they do not fit each other and are kept.
+        """
+        first = self._first.setdefault(key, channels)
         if first is not None and channels is not None:
             lengths = len(first.numbers), len(channels.numbers)
             if first.axis == channels.axis and lengths[0] == lengths[1]:
                 self.join(first.numbers, channels.numbers)
                 return channels
-        return self.pin(first, channels)
+        self.pin(first, channels)
+        return None
 
-    def roots(self):
-        """Return an array that maps each number to the one it is joined with.
+    def roots(self) -> np.ndarray:
+        """Return an array that maps each number to its root.
 
-        Of all that are joined, it is the smallest; so what must stay maps to 0.
+        The root is the smallest of all joined numbers. So the root of channels
+        that must be kept is 0.
         """
-        return np.array([self._root(number) for number in self.parents])
+        return np.array([self._root(number) for number in self._parents])
 
     def _root(self, number):
-        while self.parents[number] != number:
-            # Halves the way for whoever comes next.
-            self.parents[number] = self.parents[self.parents[number]]
-            number = self.parents[number]
+        parents = self._parents
+        while parents[number] != number:
+            # Path halving, for the next search.
+            parents[number] = parents[parents[number]]
+            number = parents[number]
         return number
 
     # The graph.
 
-    def follow(self, graph, inputs):
+    def follow(
+        self, graph: keras.Model, inputs: list[Channels | None]
+    ) -> list[Channels | None]:
         """Return the channels of a graph's outputs, given those of its inputs.
 
         Args:
@@ -151,33 +213,33 @@ class Coupling:
         if has_graph(node.operation):
             returned = self._call_graph(node, read)
         elif rule := self.rule_for(node):
-            # What has a rule returns one tensor.
+            # Layers with a rule have one output tensor.
             returned = [rule(self, node, read)]
         else:
             self.pin(*read)
             returned = [None] * len(node.outputs)
-        if node.operation in self.spared:
+        if node.operation in self.excluded:
             self.pin(*returned)
         return returned
 
     def _call_graph(self, node, read):
         graph = node.operation
-        if not _takes_as_they_are(graph, node):
+        if not _inputs_match(graph, node):
             self.pin(*read)
             read = [None] * len(graph.inputs)
         inputs = [
-            self.same(id(tensor), channels)
+            self.same_in_all_calls(id(tensor), channels)
             for tensor, channels in zip(graph.inputs, read)
         ]
         self.inputs |= {id(t): c for t, c in zip(graph.inputs, inputs)}
         return self.follow(graph, inputs)
 
 
-def _takes_as_they_are(graph, node):
-    """Return whether a nested model takes the tensors in their order and rank.
+def _inputs_match(graph, node):
+    """Return whether a nested model gets its inputs in their order and rank.
 
-    A model that is given a dict may pick from it by name, and missing axes of
-    length 1 are added.
+    Keras picks the inputs from a dict by name, and adds missing axes of length
+    1.
     """
     ranks = [len(tensor.shape) for tensor in graph.inputs]
     given = [len(tensor.shape) for tensor in node.input_tensors]
@@ -190,14 +252,18 @@ def _takes_as_they_are(graph, node):
     return True
 
 
-def couple(model, rule_for, spared=()):
+def couple(
+    model: keras.Model,
+    rule_for: Callable[[Any], Rule | None],
+    excluded: Iterable[keras.layers.Layer] = (),
+) -> Coupling:
     """Return the Coupling of a model.
 
     Args:
         model: a functional or Sequential model.
-        rule_for: a function of a node; see `_channel_rules.py`.
-        spared: layers whose outputs keep all channels.
+        rule_for: as in `Coupling`; see `_layer_rules.py`.
+        excluded: layers whose outputs keep all channels.
     """
-    coupling = Coupling(rule_for, spared)
+    coupling = Coupling(rule_for, excluded)
     coupling.pin(*coupling.follow(model, [None] * len(model.inputs)))
     return coupling

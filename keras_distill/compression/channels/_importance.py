@@ -1,23 +1,37 @@
-"""How much each channel matters: by its kernels, its scales, or as given."""
+"""The importance of each channel: from weights, or given by the user."""
 
 import operator
+from collections.abc import Callable
+from typing import Any
+from typing import TypeAlias
 
+import keras
 import numpy as np
 from keras import layers
 from keras import ops
 
 from keras_distill._graphs._layers import values_by_layer
+from keras_distill.compression.channels._coupling import Coupling
+
+# `"l1"`, `"batch_norm"`, a function of a layer, or a dict of scores by layer.
+Importance: TypeAlias = (
+    str | Callable[[keras.layers.Layer], Any] | dict[str, Any]
+)
 
 
-def score_channels(importance, model, coupling):
-    """Return an array: the score of all that is joined, by its root.
-
-    What nothing is known of is NaN.
+def score_channels(
+    importance: Importance, model: keras.Model, coupling: Coupling
+) -> np.ndarray:
+    """Return the total score of all joined channels.
 
     Args:
-        importance: as for `prune_channels`.
-        model: the model, to find layers in by path.
+        importance: as in `prune_channels`.
+        model: the model that contains the layers.
         coupling: its Coupling.
+
+    Returns:
+        An array with an entry for each number of the coupling. The score is at
+        the root of the joined numbers, and NaN if there is none.
     """
     if importance == "l1":
         found = _by_kernels(coupling)
@@ -59,9 +73,9 @@ def _given(importance, model, coupling):
         }
     else:
         raise ValueError(
-            '`importance` must be "l1", "batch_norm", a function that returns '
-            "the scores of a layer's channels, or a dict of such scores by the "
-            f"layers' names. Received: importance={importance!r}"
+            '`importance` must be "l1", "batch_norm", a function that takes a '
+            "layer and returns the scores of its channels, or a dict of such "
+            f"scores by layer name. Received: importance={importance!r}"
         )
     for layer, scores in scores_of.items():
         if scores is not None:
@@ -71,8 +85,8 @@ def _given(importance, model, coupling):
 def _checked(layer, scores, coupling):
     if layer not in coupling.made:
         raise ValueError(
-            "`importance` has scores for a layer that makes no channels of its "
-            "own. Give them to a convolution, Dense or Embedding layer. "
+            "`importance` has scores for a layer that makes no channels. Give "
+            "scores for a convolution, Dense or Embedding layer. "
             f"Received: scores for {layer.name!r}"
         )
     numbers = coupling.made[layer].numbers

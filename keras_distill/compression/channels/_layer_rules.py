@@ -1,32 +1,59 @@
 """The rule of each layer for channel pruning: which channels depend on which.
 
 **To make another Keras layer prunable, write a rule here.** A rule is a
-function with the decorator `@_rule(layers.X)`. It tells the `Coupling` which
-weights are cut along which axis (`cut`), which channels a layer makes (`make`),
-which can only be removed together (`join`), and which must stay (`pin`). It
-returns the `Channels` of the layer's output tensor.
+function with the decorator `@_rule(layers.X)`, or `@_merging_rule(layers.X)` if
+the layer has several inputs. It is called once for each call of such a layer
+and tells the `Coupling`
 
-Rules of layers with one input tensor take `(coupling, layer, tensor,
-channels)`. Rules of layers with several inputs take `(coupling, node, read)`:
-`node` is the call of the layer, `read` has the `Channels` of each input.
+- `make`: which channels the layer makes, with which kernel,
+- `cut`: which axes of its weights are cut together with which channels,
+- `join`: which channels can only be removed together,
+- `pin`: which channels must be kept.
 
-A rule is found by the exact class: a subclass may compute something else. A
-layer without a rule keeps all its channels. These have no rule on purpose:
-layers whose outputs change with the set of channels (softmax,
+It returns the `Channels` of the output tensor: their axis and their numbers.
+`None` means that the output has no channels to remove. If a rule returns
+`None`, it must first `pin` the channels that it reads. `coupling.pin(...)`
+returns `None`, so `return coupling.pin(channels)` does both.
+
+A rule for one input takes `(coupling, layer, tensor, channels)`: the input
+tensor and its `Channels` (or `None`). A merging rule takes `(coupling, node,
+read)`: the call of the layer, and the `Channels` (or `None`) of each tensor in
+`node.input_tensors`.
+
+Example, for a layer that multiplies each channel by one weight:
+
+    @_rule(Scale)
+    def _scale(coupling, layer, tensor, channels):
+        axis = len(tensor.shape) - 1
+        numbers = coupling.along(axis, tensor, channels)
+        coupling.cut(layer, "scale", 0, numbers)  # the attribute and its axis
+        return Channels(axis, numbers)
+
+Rules are found by the exact class, because a subclass may compute something
+else. A layer without a rule keeps all its channels. Some layers have no rule on
+purpose: layers whose outputs change with the set of channels (softmax,
 LayerNormalization), grouped convolutions and recurrent layers.
+
+Test a new rule in `tests/compression/test_channels.py`: add a model with the
+layer there.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from keras_distill._graphs import _elementwise
+from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
-from keras_distill.compression._models import is_plain
+from keras_distill._graphs._elementwise import is_elementwise_operation
+from keras_distill.compression._models import has_ungrouped_float_kernel
 from keras_distill.compression.channels._coupling import Channels
+from keras_distill.compression.channels._coupling import Rule
 
-_RULES = {}  # for one input tensor
-_MERGING_RULES = {}  # for several input tensors
+_RULES: dict[type, Callable] = {}  # for layers with one input tensor
+_MERGING_RULES: dict[type, Rule] = {}  # for layers with several input tensors
 
 _TRANSPOSED = (
     layers.Conv1DTranspose,
@@ -35,18 +62,21 @@ _TRANSPOSED = (
 )
 
 
-def rule_for(node):
-    """Return the rule for the call of a layer or operation, None if none."""
+def rule_for(node: Any) -> Rule | None:
+    """Return the rule for the call of a layer or operation, None if none.
+
+    Args:
+        node: a node of Keras, the call of a layer or operation.
+    """
     operation = node.operation
     if len(node.outputs) != 1:
         return None
     if not isinstance(operation, layers.Layer):
-        elementwise = _elementwise.is_elementwise_operation(operation)
-        return _merge if elementwise else None
+        return _merge if is_elementwise_operation(operation) else None
     if len(node.input_tensors) > 1:
         return _MERGING_RULES.get(type(operation))
     rule = _RULES.get(type(operation))
-    if rule is None or not is_plain(operation):
+    if rule is None or not has_ungrouped_float_kernel(operation):
         return None
     return lambda coupling, node, read: rule(
         coupling, operation, *node.input_tensors, *read
@@ -54,7 +84,7 @@ def rule_for(node):
 
 
 def _rule(*classes, rules=_RULES):
-    """Register the decorated function as the rule of these layer classes."""
+    """Register a rule for layers with one input tensor."""
 
     def register(rule):
         rules.update(dict.fromkeys(classes, rule))
@@ -64,11 +94,12 @@ def _rule(*classes, rules=_RULES):
 
 
 def _merging_rule(*classes):
+    """Register a rule for layers with several input tensors."""
     return _rule(*classes, rules=_MERGING_RULES)
 
 
 def _channel_axis(layer, tensor):
-    """Return the axis on which a layer looks for channels."""
+    """Return the channel axis that a layer assumes."""
     if getattr(layer, "data_format", None) == "channels_first":
         return 1
     return len(tensor.shape) - 1
@@ -81,10 +112,11 @@ def _channel_axis(layer, tensor):
     layers.Dense,
     *_TRANSPOSED,
 )
-def _project(coupling, layer, tensor, channels):
-    """Dense and convolutions: each channel is a sum over all that go in."""
+def _dense_or_convolution(coupling, layer, tensor, channels):
+    """Dense and convolutions: each output channel reads all input channels."""
     axis = _channel_axis(layer, tensor)
-    # From the end: kernels of convolutions have their windows first.
+    # Counted from the end, because kernels of convolutions begin with their
+    # window.
     input_axis, output_axis = -2, -1
     if type(layer) in _TRANSPOSED:
         input_axis, output_axis = -1, -2
@@ -98,8 +130,8 @@ def _project(coupling, layer, tensor, channels):
 
 
 @_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-def _project_depthwise(coupling, layer, tensor, channels):
-    """Each channel comes from one that goes in."""
+def _depthwise_convolution(coupling, layer, tensor, channels):
+    """Each output channel reads one input channel."""
     axis = _channel_axis(layer, tensor)
     read = coupling.along(axis, tensor, channels)
     returned = np.repeat(read, layer.depth_multiplier)
@@ -109,8 +141,8 @@ def _project_depthwise(coupling, layer, tensor, channels):
 
 
 @_rule(layers.SeparableConv1D, layers.SeparableConv2D)
-def _project_separable(coupling, layer, tensor, channels):
-    """A depthwise convolution and one of width 1 in the same layer."""
+def _separable_convolution(coupling, layer, tensor, channels):
+    """A depthwise and a pointwise convolution in one layer."""
     axis = _channel_axis(layer, tensor)
     read = coupling.along(axis, tensor, channels)
     between = np.repeat(read, layer.depth_multiplier)
@@ -131,16 +163,16 @@ def _activated(coupling, layer, axis, numbers):
 
 
 @_rule(layers.Embedding)
-def _embed(coupling, layer, tensor, channels):
-    """Each integer gets a row, whose entries are the channels."""
+def _embedding(coupling, layer, tensor, channels):
+    """The columns of the embedding matrix are the channels."""
     coupling.pin(channels)
     made = coupling.make(layer, "embeddings", 1, layer.output_dim, "output_dim")
     return Channels(len(tensor.shape), made)
 
 
 @_rule(layers.BatchNormalization)
-def _normalize(coupling, layer, tensor, channels):
-    """BatchNormalization: numbers of its own for each channel."""
+def _batch_normalization(coupling, layer, tensor, channels):
+    """Each channel has its own scale, offset and statistics."""
     axis = layer.axis % len(tensor.shape)
     numbers = coupling.along(axis, tensor, channels)
     for weight in ("gamma", "beta", "moving_mean", "moving_variance"):
@@ -149,31 +181,31 @@ def _normalize(coupling, layer, tensor, channels):
 
 
 @_rule(layers.PReLU)
-def _bend(coupling, layer, tensor, channels):
-    """PReLU: a slope of its own at every place, save along shared axes."""
-    channels = coupling.same(layer, channels)
+def _prelu(coupling, layer, tensor, channels):
+    """PReLU: one slope for each position, except along the shared axes."""
+    channels = coupling.same_in_all_calls(layer, channels)
     if channels and channels.axis not in (layer.shared_axes or ()):
         coupling.cut(layer, "alpha", channels.axis - 1, channels.numbers)
     return channels
 
 
-@_rule(*_elementwise.LAYERS)
-def _pass_on(coupling, layer, tensor, channels):
-    """The same function at every place."""
+@_rule(*LAYERS)
+def _elementwise(coupling, layer, tensor, channels):
+    """Elementwise layers do not change the channels."""
     return channels
 
 
 @_rule(layers.Activation)
-def _activate(coupling, layer, tensor, channels):
-    """Activation, which may be one over all channels, such as softmax."""
+def _activation(coupling, layer, tensor, channels):
+    """Activations such as softmax need all channels, and keep them."""
     if is_elementwise(layer.activation):
         return channels
     return coupling.pin(channels)
 
 
 @_rule(layers.Rescaling)
-def _rescale(coupling, layer, tensor, channels):
-    """One factor for all, or one for each channel and then it stays."""
+def _rescaling(coupling, layer, tensor, channels):
+    """Channels are kept if each has its own factor or offset."""
     if np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
         return channels
     return coupling.pin(channels)
@@ -196,8 +228,8 @@ def _rescale(coupling, layer, tensor, channels):
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
 )
-def _move_in_space(coupling, layer, tensor, channels):
-    """Pooling, padding and the like: other places, the same channels."""
+def _pooling_or_padding(coupling, layer, tensor, channels):
+    """Layers that work on each channel on its own."""
     if channels and channels.axis == _channel_axis(layer, tensor):
         return channels
     return coupling.pin(channels)
@@ -211,67 +243,70 @@ def _move_in_space(coupling, layer, tensor, channels):
     layers.GlobalMaxPooling2D,
     layers.GlobalMaxPooling3D,
 )
-def _pool_globally(coupling, layer, tensor, channels):
-    """No places are left."""
-    channels = _move_in_space(coupling, layer, tensor, channels)
+def _global_pooling(coupling, layer, tensor, channels):
+    """Global pooling removes all axes but the channels."""
+    channels = _pooling_or_padding(coupling, layer, tensor, channels)
     if channels and not layer.keepdims:
         return Channels(1, channels.numbers)
     return channels
 
 
 @_rule(layers.RepeatVector)
-def _repeat(coupling, layer, tensor, channels):
-    """RepeatVector: a new axis before the channels."""
+def _repeat_vector(coupling, layer, tensor, channels):
+    """RepeatVector adds an axis before the channels."""
     return channels and Channels(2, channels.numbers)
 
 
 @_rule(layers.Flatten)
 def _flatten(coupling, layer, tensor, channels):
-    """Each channel comes to stand once for every place."""
+    """After Flatten, each channel occurs once for each position."""
 
-    def arrange(places):
+    def flatten(array):
         if layer.data_format == "channels_first":
-            places = np.moveaxis(places, 0, -1)
-        return places.ravel()
+            array = np.moveaxis(array, 0, -1)
+        return array.ravel()
 
-    return _arrange(coupling, tensor, channels, arrange)
+    return _rearranged(coupling, tensor, channels, flatten)
 
 
 @_rule(layers.Permute)
 def _permute(coupling, layer, tensor, channels):
-    """Axes are counted from 1, after the batch."""
+    """The axes in `dims` are counted from 1, after the batch axis."""
     axes = [axis - 1 for axis in layer.dims]
-    return _arrange(coupling, tensor, channels, lambda p: p.transpose(axes))
+    return _rearranged(coupling, tensor, channels, lambda a: a.transpose(axes))
 
 
 @_rule(layers.Reshape)
 def _reshape(coupling, layer, tensor, channels):
-    """Reshape says how many channels there are, so it gets a new shape."""
-    channels = _arrange(
-        coupling, tensor, channels, lambda p: p.reshape(layer.target_shape)
+    """The target shape contains the number of channels, so it is cut too."""
+    channels = _rearranged(
+        coupling, tensor, channels, lambda a: a.reshape(layer.target_shape)
     )
-    channels = coupling.same(layer, channels)
+    channels = coupling.same_in_all_calls(layer, channels)
     if channels:
         shape = layer.compute_output_shape(tensor.shape)[1:]
         coupling.shapes[layer] = (shape, channels)
     return channels
 
 
-def _arrange(coupling, tensor, channels, arrange):
-    """Follow channels to where `arrange` puts them, if on a single axis.
+def _rearranged(coupling, tensor, channels, rearrange):
+    """Return the channels after a tensor was rearranged.
+
+    They are kept if they do not lie on a single axis afterwards.
 
     Args:
-        arrange: a function of an array of the tensor's shape without batch.
+        rearrange: a function of an array of the tensor's shape without batch.
     """
     shape = tensor.shape[1:]
     if channels is None or None in shape:
         return coupling.pin(channels)
     along_axis = [1] * len(shape)
     along_axis[channels.axis - 1] = -1
-    places = np.arange(len(channels.numbers)).reshape(along_axis)
-    arranged = arrange(np.broadcast_to(places, shape))
-    for axis in range(arranged.ndim):
-        rows = np.moveaxis(arranged, axis, 0).reshape(arranged.shape[axis], -1)
+    # Each entry is the index of its channel.
+    indices = np.arange(len(channels.numbers)).reshape(along_axis)
+    indices = rearrange(np.broadcast_to(indices, shape))
+    for axis in range(indices.ndim):
+        rows = np.moveaxis(indices, axis, 0).reshape(indices.shape[axis], -1)
         if len(rows) > 1 and (rows == rows[:, :1]).all():
             return Channels(axis + 1, channels.numbers[rows[:, 0]])
     return coupling.pin(channels)
@@ -286,10 +321,10 @@ def _arrange(coupling, tensor, channels, arrange):
     layers.Subtract,
 )
 def _merge(coupling, node, read):
-    """Sums, products and the like, of tensors and constants, broadcast."""
+    """Elementwise functions of several tensors or constants, broadcast."""
     operands = _operands(node, read)
     rank = max(len(shape) for shape, _ in operands)
-    # Counted from the end, where broadcasting starts.
+    # Counted from the end, as broadcasting does.
     axes = {
         channels.axis - len(shape) for shape, channels in operands if channels
     }
@@ -297,7 +332,7 @@ def _merge(coupling, node, read):
         return coupling.pin(*read)
     (axis,) = axes
     sizes = [shape[axis] if len(shape) >= -axis else 1 for shape, _ in operands]
-    # What has length 1 goes to all channels of the others.
+    # An operand of size 1 is broadcast to all channels of the others.
     wide = [
         channels
         for (_, channels), size in zip(operands, sizes)
@@ -309,7 +344,7 @@ def _merge(coupling, node, read):
 
 
 def _operands(node, read):
-    """Return `(shape, Channels)` of all that an operation was given."""
+    """Return `(shape, Channels)` of each argument of an operation."""
     given = [*node.arguments.args, *node.arguments.kwargs.values()]
     if isinstance(node.operation, layers.Layer):
         given = node.input_tensors
@@ -324,7 +359,7 @@ def _operands(node, read):
 
 @_merging_rule(layers.Concatenate)
 def _concatenate(coupling, node, read):
-    """Channels in a row; or, along another axis, one and the same channels."""
+    """Concatenate channels; or join them, if along another axis."""
     tensors = node.input_tensors
     axis = node.operation.axis % len(tensors[0].shape)
     axes = {channels.axis for channels in read if channels}
@@ -337,18 +372,18 @@ def _concatenate(coupling, node, read):
 
 
 @_merging_rule(layers.Attention)
-def _attend(coupling, node, read):
-    """Products of queries and keys: a channel counts if it is in both."""
+def _attention(coupling, node, read):
+    """Queries and keys are multiplied, so their channels are joined."""
     tensors, arguments = node.input_tensors, node.arguments
-    # The list of them may be given by name.
+    # The list of inputs may be a keyword argument.
     given = (*arguments.args, arguments.kwargs.get("inputs"))[0]
     if len(tensors) != len(given):  # There are masks.
         return coupling.pin(*read)
     axis = len(tensors[0].shape) - 1
-    # Without keys, values are the keys.
+    # Without keys, the values are used as keys.
     query, value, key = (
-        coupling.along(axis, tensors[place], read[place])
-        for place in (0, 1, -1)
+        coupling.along(axis, tensors[index], read[index])
+        for index in (0, 1, -1)
     )
     coupling.join(query, key)
     return Channels(axis, value)

@@ -1,90 +1,98 @@
-"""prune_channels: a narrower model, with the channels that matter least gone.
+"""`prune_channels`: remove the least important channels of a model.
 
-A channel leaves with everything that belongs to it: the filter that makes it,
-its normalization, and the rows of all kernels that read it. In residual
-networks it leaves every layer whose outputs are summed with it at once. The
-smaller model is a plain one: nothing is masked, so it is smaller and faster
-everywhere.
+A channel is removed together with every weight that depends on it: the filter
+that makes it, its normalization, and the rows of all kernels that read it. In
+residual networks, it is removed from all layers whose outputs are summed. The
+result is a plain model without masks, so it is smaller and faster on any
+device.
 """
 
 import collections
 import operator
+from collections.abc import Sequence
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_distill._graphs._copier import Copier
-from keras_distill._graphs._copier import carry_over_flags
+from keras_distill._graphs._copier import copy_trainable_flags
 from keras_distill._graphs._copier import new_layer
 from keras_distill._graphs._layers import find_layers
 from keras_distill._graphs._layers import layers_inside
-from keras_distill.compression._models import check_model
+from keras_distill.compression._models import model_to_rebuild
 from keras_distill.compression.channels._coupling import couple
+from keras_distill.compression.channels._importance import Importance
 from keras_distill.compression.channels._importance import score_channels
 from keras_distill.compression.channels._layer_rules import rule_for
 from keras_distill.compression.channels._ratios import check_ratio
 from keras_distill.compression.channels._ratios import ratios_of
 
 
-def prune_channels(model, ratio, importance="l1", exclude=()):
-    """Return a narrower copy of a model, without its least important channels.
+def prune_channels(
+    model: keras.Model,
+    ratio: float | dict[str, float],
+    importance: Importance = "l1",
+    exclude: str | Sequence[str] = (),
+) -> keras.Model:
+    """Return a copy of a model without its least important channels.
 
-    Filters of convolutions and units of Dense layers are removed for good, with
-    all that belongs to them. Channels that meet in a sum or product leave
-    together; a *group* is the set of channels that the same layers make. Of
-    each group, the share `ratio` with the lowest scores leaves, rounded to a
-    whole number, and at least one channel stays.
+    Filters of convolutions and units of Dense layers are removed, with all
+    weights that depend on them. Channels that are added or multiplied can only
+    be removed together. A *group* is the set of channels that the same layers
+    make. In each group, the share `ratio` with the lowest scores is removed,
+    rounded to a whole number. At least one channel is kept.
 
-    The copy computes what `model` computes when the removed channels are zero
-    for all who read them. Usually it is trained again; see
+    The copy computes what `model` computes if the removed channels are zero
+    wherever they are read. Usually it is trained again; see
     [the how-to](../how-to/prune-channels.md).
 
     Channels are followed through convolutions (plain, transposed, depthwise,
     separable), Dense, Embedding, BatchNormalization, PReLU, activations,
     dropout, pooling, padding, cropping, upsampling, Flatten, Reshape, Permute,
     RepeatVector, Concatenate, Attention, and sums, products and other merges
-    with broadcasting, as layers or as operators; in nested models and shared
-    layers too. The inputs and outputs of the model keep all channels, and so
-    does whatever enters or leaves a layer that is not in this list:
-    LayerNormalization, softmax, grouped convolutions, recurrent layers, layers
-    of your own.
+    with broadcasting, as layers or as operators; also in nested models and
+    shared layers. All other layers keep the channels that they read and return,
+    such as LayerNormalization, softmax, grouped convolutions, recurrent layers
+    and custom layers. The inputs and outputs of the model keep all channels
+    too. `compare_widths` shows what was removed.
 
     Sources: [Li et al. 2017](https://arxiv.org/abs/1608.08710) for `"l1"`,
     [Liu et al. 2017](https://arxiv.org/abs/1708.06519) for `"batch_norm"`.
 
     Args:
-        model: a built functional or Sequential model; of a `Distiller`, the
-            student counts. It stays as it is and shares no variable with the
-            copy.
-        ratio: the share of each group to remove, at least 0 and below 1; or a
-            dict of such shares by layer, while layers without one stay as they
-            are. A group takes the share of any of its layers, which must not
-            contradict each other.
-        importance: what the score of a channel is.
-            `"l1"`: the sum of the absolute weights of its filter; in a group of
-            several layers, over all of them.
+        model: a built functional or Sequential model; for a `Distiller`, its
+            student. The model is not changed, and the copy shares no variable
+            with it.
+        ratio: float in [0, 1), the share of each group to remove; or a dict of
+            ratios by layer. Layers without a ratio are not pruned. A group has
+            the ratio of any of its layers; layers of one group must not have
+            different ratios.
+        importance: the score of a channel.
+            `"l1"`: the sum of the absolute weights of its filter, over all
+            layers of the group.
             `"batch_norm"`: the sum of the absolute scales `gamma` of the
-            BatchNormalizations that it goes through.
-            A function of a layer that makes channels, which returns an array of
-            shape `(channels,)` or None; or a dict of such arrays by layer.
-            Scores of several layers are added up. A group without any score
-            stays whole.
-        exclude: a layer whose outputs keep all channels, or a list of them.
+            BatchNormalizations of the channel.
+            A function that takes a layer that makes channels and returns an
+            array of shape `(channels,)`, or None; or a dict of such arrays by
+            layer. Scores of coupled channels are added. A group without scores
+            is not pruned.
+        exclude: a layer whose outputs keep all channels, or a list of layers.
 
-    Layers are named by name or path, `"conv_1"` or `"backbone/conv_1"`; in
-    `ratio` and `exclude`, a nested model stands for all layers in it.
+    Layers are named by name or path, `"conv_1"` or `"backbone/conv_1"`. In
+    `ratio` and `exclude`, the name of a nested model stands for all layers in
+    it.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure, the
-        names, the dtype policies and the `trainable` flags of `model`. The
-        class of a model derived from these two is not kept.
+        names, the dtype policies and the `trainable` flags of `model`. A
+        subclass of these two classes is not kept.
 
     Raises:
-        ValueError: if the model has no graph of layers (subclassed models,
-            models with a `call` of their own, Sequential models without an
-            input), if layers share a variable, if an argument is not as
-            described, if there is no channel that could be removed, or if
-            coupled layers are given different ratios.
+        ValueError: if the model has no layer graph (subclassed models, models
+            with a custom `call`, Sequential models without an input), if layers
+            share a variable, if an argument is not as described, if no channel
+            can be removed, or if coupled layers have different ratios.
 
     Example:
 
@@ -103,19 +111,20 @@ def prune_channels(model, ratio, importance="l1", exclude=()):
     print(teacher.count_params(), student.count_params())  # 2853 853
     ```
     """
-    model = check_model("prune_channels", model)
-    ratio = check_ratio(model, ratio)
-    spared = {
+    model = model_to_rebuild("prune_channels", model)
+    ratios = check_ratio(model, ratio)
+    excluded = {
         layer
         for named in find_layers(model, exclude, "exclude")
         for layer in layers_inside(named)
     }
-    coupling = couple(model, rule_for, spared)
+    coupling = couple(model, rule_for, excluded)
     scores = score_channels(importance, model, coupling)
-    return _without(model, coupling, _kept(coupling, scores, ratio))
+    kept = _kept_channels(coupling, scores, ratios)
+    return _pruned_copy(model, coupling, kept)
 
 
-def _kept(coupling, scores, ratio):
+def _kept_channels(coupling, scores, ratio):
     """Return an array of bools: whether to keep the channel of each number."""
     groups = {
         makers: group
@@ -133,10 +142,10 @@ def _kept(coupling, scores, ratio):
 
 
 def _groups(coupling):
-    """Return `{layers: roots}` of all channels that the same layers make.
+    """Return `{layers: roots}`: the channels that exactly these layers make.
 
-    So every layer has a whole group of its own in each list that it is in, and
-    keeps a channel if every group does.
+    A layer may be in several groups. It keeps at least one channel, because
+    each group does.
     """
     roots = coupling.roots()
     makers = collections.defaultdict(list)
@@ -150,8 +159,8 @@ def _groups(coupling):
     return groups
 
 
-def _without(model, coupling, kept):
-    """Return the copy that has only the channels which are kept."""
+def _pruned_copy(model, coupling, kept):
+    """Return a copy of the model with the kept channels only."""
 
     def replace(layer):
         config = _smaller_config(layer, coupling, kept)
@@ -167,13 +176,13 @@ def _without(model, coupling, kept):
     copier = Copier(replace, shape_of)
     copy = copier.copy(model)
     for layer, (new,) in copier.replaced.items():
-        carry_over_flags(layer, new)
-        _carry_over_slices(layer, new, coupling.cuts.get(layer, {}), kept)
+        copy_trainable_flags(layer, new)
+        _copy_kept_slices(layer, new, coupling.cuts.get(layer, {}), kept)
     return copy
 
 
 def _smaller_config(layer, coupling, kept):
-    """Return what changes in the config of a layer."""
+    """Return the changes in the config of a layer."""
     if layer in coupling.made:
         made = coupling.made[layer]
         if not kept[made.numbers].all():
@@ -193,7 +202,7 @@ def _smaller_shape(shape, channels, offset, kept):
     return tuple(shape)
 
 
-def _carry_over_slices(layer, new, cuts, kept):
+def _copy_kept_slices(layer, new, cuts, kept):
     cuts_of = collections.defaultdict(list)
     for (weight, axis), numbers in cuts.items():
         variable = operator.attrgetter(weight)(layer)
@@ -202,6 +211,6 @@ def _carry_over_slices(layer, new, cuts, kept):
         value = ops.convert_to_numpy(old)
         for axis, indices in cuts_of[id(old)]:
             value = np.take(value, indices, axis)
-        # Through an array of its own: on JAX, one that two variables held would
-        # be donated by one of them.
+        # A new array: on JAX, an array that two variables hold would be donated
+        # by one of them.
         smaller.assign(np.array(value))

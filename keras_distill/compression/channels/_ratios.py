@@ -1,27 +1,38 @@
-"""Which share of its channels each group of coupled layers loses."""
+"""The share of channels to remove from each group of coupled layers."""
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import keras
+from keras.layers import Layer
 
 from keras_distill import _arguments
 from keras_distill._graphs._layers import layers_inside
 from keras_distill._graphs._layers import values_by_layer
 
+# One ratio for all layers, or `{layer: (name, ratio)}`.
+Ratios: TypeAlias = float | dict[Layer, tuple[str, float]]
 
-def check_ratio(model, ratio):
+
+def check_ratio(model: keras.Model, ratio: float | dict[str, float]) -> Ratios:
     """Return the ratio for all layers, or `{layer: (name, ratio)}`.
 
-    A nested model stands for the layers in it, apart from those with a ratio of
-    their own.
+    The ratio of a nested model is that of all layers in it, except for layers
+    that have their own entry.
     """
     if not isinstance(ratio, dict):
         return _below_one("ratio", ratio)
     if not ratio:
-        raise ValueError(f"`ratio` names no layer. Received: ratio={ratio!r}")
+        raise ValueError(
+            f"`ratio` must name at least one layer. Received: ratio={ratio!r}"
+        )
     named = {
         layer: (name, _below_one(f"ratio[{name!r}]", value))
         for layer, (name, value) in values_by_layer(
             model, ratio, "ratio"
         ).items()
     }
-    # The outer ones first, to be overruled.
+    # Outer layers first, so that entries of inner layers overwrite theirs.
     by_size = sorted(named, key=lambda layer: -len(layers_inside(layer)))
     return {
         layer: named[outer]
@@ -34,54 +45,57 @@ def _below_one(name, value):
     value = _arguments.fraction(name, value)
     if value == 1:
         raise ValueError(
-            f"`{name.split('[')[0]}` must be below 1, or no channel would be "
+            f"`{name.split('[')[0]}` must be below 1, so that a channel is "
             f"left. Received: {name}={value!r}"
         )
     return value
 
 
-def ratios_of(groups, ratio):
+def ratios_of(
+    groups: Iterable[tuple[Layer, ...]], ratio: Ratios
+) -> dict[tuple[Layer, ...], float]:
     """Return the ratio of each group.
 
     Args:
-        groups: iterable of tuples of layers, those that could lose channels.
+        groups: the groups of coupled layers whose channels can be removed.
         ratio: what `check_ratio` returned.
 
     Raises:
-        ValueError: if a layer that was given a ratio has no channel that could
-            be removed, or layers of a group were given different ones.
+        ValueError: if a named layer has no channel that can be removed, or if
+            layers of one group have different ratios.
     """
     if not isinstance(ratio, dict):
         if ratio > 0 and not groups:
-            raise ValueError(f"There is no channel {_STAYS}")
+            raise ValueError(f"The model has no channel {_KEPT}")
         return dict.fromkeys(groups, ratio)
-    return _by_name(groups, ratio)
+    return _ratios_by_group(groups, ratio)
 
 
-def _by_name(groups, named):
-    idle = {name: value for name, value in named.values() if value > 0}
+def _ratios_by_group(groups, named):
+    unused = {name: value for name, value in named.values() if value > 0}
     ratios = {}
     for layers in groups:
         given = dict(named[layer] for layer in layers if layer in named)
         if len(set(given.values())) > 1:
             raise ValueError(
-                "Layers that are coupled lose the same channels, so they need "
-                f"the same ratio. Received: {given} for the group "
+                "Coupled layers lose the same channels, so they must have the "
+                f"same ratio. Received: {given} for the coupled layers "
                 f"{[layer.name for layer in layers]}."
             )
         ratios[layers] = next(iter(given.values()), 0.0)
         for name in given:
-            idle.pop(name, None)
-    if idle:
+            unused.pop(name, None)
+    if unused:
         raise ValueError(
-            f"`ratio` names layers without a channel {_STAYS} "
-            f"Received: ratio={idle}"
+            f"`ratio` names layers without a channel {_KEPT} "
+            f"Received: ratio={unused}"
         )
     return ratios
 
 
-_STAYS = (
-    "that could be removed: each is an input or an output of the model, goes "
-    "through a layer that needs all of them, is excluded, has no score, or is "
-    "the only one."
+_KEPT = (
+    "that can be removed. A channel is kept if it is an input or output of the "
+    "model, if a layer needs all channels (such as softmax or "
+    "LayerNormalization), or if it is excluded, has no score, or is the only "
+    "channel."
 )

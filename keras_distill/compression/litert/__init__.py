@@ -1,4 +1,4 @@
-"""LiteRT files: training for int8, and exporting."""
+"""LiteRT files: quantization-aware training and export."""
 
 from keras_distill.compression.litert._export_litert import (
     export_litert as export_litert,

@@ -1,9 +1,11 @@
-"""Ranges for int8 from examples, by running the Keras model.
+"""Calibration: ranges for int8 from examples, by running the Keras model.
 
-LiteRT has its own way to find them, which is the better one: it looks at every
-operation. Where it fails, these are between the layers.
+LiteRT's own calibration is better, because it finds a range for each operation.
+Where it fails, this one finds ranges between the layers.
 """
 
+import keras
+import numpy as np
 from keras import tree
 
 from keras_distill.compression.litert._quantize_aware import quantize_aware
@@ -13,15 +15,15 @@ from keras_distill.compression.litert._quantized_layers import FakeQuantization
 _BATCH = 32
 
 
-def calibrated(model, examples):
-    """Return a copy that rounds to ranges which hold all the examples.
+def calibrated(model: keras.Model, examples: list[np.ndarray]) -> keras.Model:
+    """Return a copy that rounds activations to the ranges of the examples.
 
     Args:
         model: a functional model.
         examples: an array for each input.
 
     Raises:
-        ValueError: as `quantize_aware` does.
+        ValueError: as `quantize_aware`.
     """
     copy = quantize_aware(model)
     ranges = [

@@ -1,18 +1,21 @@
-"""From Keras to LiteRT: where TensorFlow's converter runs.
+"""Converting a Keras model to LiteRT, in this process or in another one.
 
-It is native code that can take its process along. In that of the caller it runs
-for graphs of ordinary operations only, on TensorFlow. All else gets a process
-of its own (`_converter_process.py`): from TensorFlow it takes a SavedModel, and
-from other backends the model, which it builds again, since only TensorFlow can
-trace a model for its converter. The file is run in the same place, because the
-interpreter is native code too.
+TensorFlow's converter is native code, and an error in it may end its process.
+It runs in the caller's process only on TensorFlow and only for graphs of
+common operations. All other models are converted in a second process
+(`_converter_process.py`). On TensorFlow, that process gets a SavedModel. On
+other backends it gets the Keras model and builds it again, because only
+TensorFlow can trace a model for its converter. The file is tested in the same
+process as it is converted, because the interpreter is native code too.
 
-Left out: a process for every model, which would take five seconds instead of
-one for an ordinary network; the conversion of a JAX model as it is, which gives
-a graph that is many times slower; and ai-edge-quantizer, which quantizes
-float32 files. Version 0.10.0 returns int8 from an output that something else in
-the network reads too; on a ResNet-20 its files had the size, speed and accuracy
-of these.
+Three other designs were rejected:
+
+- a second process for each model: five seconds instead of one for a common
+  network;
+- converting a JAX model directly: the graph is many times slower;
+- ai-edge-quantizer, which quantizes float32 files: version 0.10.0 returns int8
+  from an output that another layer also reads. On a ResNet-20, its files had
+  the same size, speed and accuracy.
 """
 
 import json
@@ -22,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,16 +33,17 @@ import numpy as np
 from keras_distill.compression._models import layers_of
 from keras_distill.compression.litert import _converter_steps as steps
 from keras_distill.compression.litert._converter_errors import explain
+from keras_distill.compression.litert._interpreter import run_file
 
 _PROCESS = "keras_distill.compression.litert._converter_process"
-_AGAIN = (
-    "Another Python process builds the model again under TensorFlow. Put "
-    "layers and functions of your own into a module that can be imported "
-    "there, and register them with `keras.saving.register_keras_serializable`."
+_SECOND_PROCESS = (
+    "A second Python process builds the model again on TensorFlow. Define "
+    "custom layers and functions in a module that can be imported there, and "
+    "register them with `keras.saving.register_keras_serializable`."
 )
-# TensorFlow's operations in convolutional networks and transformers, which
-# become a few operations of LiteRT each.
-_ORDINARY = frozenset(
+# TensorFlow's operations in convolutional networks and transformers. The
+# converter is safe for these.
+_COMMON = frozenset(
     """
     AddV2 AvgPool BatchMatMulV2 BiasAdd Cast ConcatV2 Const Conv2D
     Conv2DBackpropInput DepthwiseConv2dNative Einsum Elu Erfc ExpandDims
@@ -51,57 +56,68 @@ _ORDINARY = frozenset(
 )
 
 
-def convert(model, precision, examples, tried):
-    """Return the bytes of a LiteRT file and what it returns.
+def convert(
+    model: keras.Model,
+    precision: str,
+    examples: list[np.ndarray] | None,
+    test_inputs: list[np.ndarray],
+) -> tuple[bytes, list[np.ndarray]]:
+    """Convert a model to a LiteRT file, and run the file.
 
     Args:
         model: a functional or Sequential model that computes in float32.
         precision: as in `export_litert`.
         examples: as in `_converter_steps.convert`.
-        tried: an array of examples for each input, to run the file on.
+        test_inputs: an array for each input, to run the file on.
 
     Returns:
-        `(content, outputs)`: bytes, and an array for each output.
+        `(content, outputs)`: the bytes of the file, and an array for each
+        output.
 
     Raises:
-        LoopError: as `_converter_steps.convert` does.
-        RuntimeError: if the converter does not take the model.
+        LoopError: as `_converter_steps.check_loops`.
+        RuntimeError: if the model cannot be converted.
     """
-    # Of tensors; a model that was loaded has others.
+    # The names of the tensors here, because they change in a loaded model.
     names = [tensor.name for tensor in model.inputs]
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        task = {"names": names, "precision": precision, "objects": []}
+    with tempfile.TemporaryDirectory() as path:
+        folder = pathlib.Path(path)
+        task: dict[str, Any] = {
+            "names": names,
+            "precision": precision,
+            "objects": [],
+        }
         if keras.backend.backend() == "tensorflow":
             saved = folder / "saved_model"
             operations = _explained(model, steps.trace, model, names, saved)
             steps.check_loops(operations, examples)
-            if operations <= _ORDINARY:
+            if operations <= _COMMON:
                 content = _explained(
                     model, steps.convert, saved, names, precision, examples
                 )
-                return content, steps.run(content, names, tried)
+                return content, run_file(content, names, test_inputs)
         else:
-            task["objects"] = _own_objects(model)
+            task["objects"] = _custom_objects(model)
             model.save(folder / "model.keras")
         (folder / "task.json").write_text(json.dumps(task))
         np.savez(folder / "examples.npz", *examples or ())
-        np.savez(folder / "tried.npz", *tried)
-        _run(folder, model)
-        with np.load(folder / "outputs.npz") as outputs:
-            outputs = [outputs[name] for name in outputs]
+        np.savez(folder / "test_inputs.npz", *test_inputs)
+        _run_process(folder, model)
+        with np.load(folder / "outputs.npz") as arrays:
+            outputs = [arrays[name] for name in arrays]
         return (folder / "model.tflite").read_bytes(), outputs
 
 
 def _explained(model, step, *arguments):
+    """Return the result of a step. A RuntimeError explains its errors."""
     try:
         return step(*arguments)
     except Exception as error:
         raise RuntimeError(explain(str(error), model)) from error
 
 
-def _own_objects(model):
-    """Return `[[module, name]]` of what is in a model and not of Keras."""
+def _custom_objects(model):
+    """Return `[[module, name]]` of custom classes and functions in a model."""
     config = model.to_json()
     registered = keras.saving.get_custom_objects().items()
     found = {type(layer) for layer in model._flatten_layers()}
@@ -114,18 +130,19 @@ def _own_objects(model):
     for module, name in objects:
         if module == "__main__":
             raise RuntimeError(
-                f"{name!r} is defined in the script that is run, or in a "
-                f"notebook. {_AGAIN}"
+                f"{name!r} is defined in the running script or in a notebook. "
+                f"{_SECOND_PROCESS}"
             )
     return objects
 
 
-def _run(folder, model):
+def _run_process(folder, model):
+    """Run the second process, which writes its results to the folder."""
     environment = os.environ | {
         "KERAS_BACKEND": "tensorflow",
         "PYTHONPATH": os.pathsep.join(sys.path),
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # It has nothing to compute, and GPUs may be full.
+        # It does not need a GPU, and the memory of GPUs may be in use.
         "CUDA_VISIBLE_DEVICES": "-1",
     }
     done = subprocess.run(
@@ -138,25 +155,25 @@ def _run(folder, model):
     if done.returncode == 0:
         return
     if not (folder / "error.json").exists():
-        raise RuntimeError(_end_of(done, model))
+        raise RuntimeError(_exit_message(done, model))
     error = json.loads((folder / "error.json").read_text())
     if error["kind"] == "LoopError":
         raise steps.LoopError
     if error["kind"] == "NotFoundError":
-        raise RuntimeError(f"{error['message']} {_AGAIN}")
+        raise RuntimeError(f"{error['message']} {_SECOND_PROCESS}")
     raise RuntimeError(explain(error["message"], model))
 
 
-def _end_of(done, model):
-    """Say how a process ended that left no message."""
-    if done.returncode == 1:  # by an exception, before it came to the model
+def _exit_message(done, model):
+    """Return an error message for a process that left none."""
+    if done.returncode == 1:  # an exception before it loaded the model
         lines = done.stderr.strip().splitlines() or ["no message"]
         return f"The process of LiteRT's converter ended with: {lines[-1]}"
     code = done.returncode
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     kinds = sorted({type(layer).__name__ for layer in layers_of(model)})
     return (
-        f"The process of LiteRT's converter died ({how}). Try another "
-        "precision, or export parts of the model to find the layer that it "
-        f"dies of. Received: a model with {kinds}"
+        f"The process of LiteRT's converter crashed ({how}). Try another "
+        "precision, or export parts of the model to find the layer that causes "
+        f"it. Received: a model with {kinds}"
     )

@@ -1,4 +1,4 @@
-"""A process that converts a model, and can die without harm.
+"""A second process that converts a model, and may crash.
 
     python -m keras_distill.compression.litert._converter_process FOLDER
 
@@ -14,13 +14,15 @@ import keras
 import numpy as np
 
 from keras_distill.compression.litert import _converter_steps as steps
+from keras_distill.compression.litert._interpreter import run_file
 
 
 class NotFoundError(Exception):
-    """Raised if the model can't be built in this process."""
+    """Raised if the model cannot be built in this process."""
 
 
-def main(folder):
+def main(folder: pathlib.Path) -> None:
+    """Convert the model in a folder, and run the file."""
     task = json.loads((folder / "task.json").read_text())
     names, saved = task["names"], folder / "saved_model"
     examples = _arrays(folder / "examples.npz") or None
@@ -28,7 +30,7 @@ def main(folder):
         model = _load(folder / "model.keras", task["objects"])
         steps.check_loops(steps.trace(model, names, saved), examples)
     content = steps.convert(saved, names, task["precision"], examples)
-    outputs = steps.run(content, names, _arrays(folder / "tried.npz"))
+    outputs = run_file(content, names, _arrays(folder / "test_inputs.npz"))
     (folder / "model.tflite").write_bytes(content)
     np.savez(folder / "outputs.npz", *outputs)
 
@@ -45,14 +47,14 @@ def _load(path, objects):
             path,
             {name: value for name, value in found.items() if value},
             compile=False,
-            safe_mode=False,  # written by the caller a moment ago
+            safe_mode=False,  # the calling process has written the file
         )
     except Exception as error:
         raise NotFoundError(str(error)) from error
 
 
 def _imported(module, name):
-    """Return an object, or None where it can't be found in this process."""
+    """Return an object, or None if it cannot be found in this process."""
     try:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
@@ -60,10 +62,10 @@ def _imported(module, name):
 
 
 if __name__ == "__main__":
-    place = pathlib.Path(sys.argv[1])
+    folder = pathlib.Path(sys.argv[1])
     try:
-        main(place)
+        main(folder)
     except Exception as error:
         found = {"kind": type(error).__name__, "message": str(error)}
-        (place / "error.json").write_text(json.dumps(found))
+        (folder / "error.json").write_text(json.dumps(found))
         raise

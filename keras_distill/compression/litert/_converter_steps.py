@@ -1,33 +1,38 @@
-"""The steps from a model to a LiteRT file that was run: in TensorFlow.
+"""The steps from a Keras model to a LiteRT file, which require TensorFlow.
 
-They run where `_converter.py` says: in the process of the caller, or in one of
-their own.
+They run in the caller's process or in a second one; see `_converter.py`.
 """
 
+import pathlib
 import warnings
+from collections.abc import Iterable
 
+import keras
 import numpy as np
 from keras import tree
 
-SIGNATURE = "serving_default"
-# What runs a part of the graph many times.
+from keras_distill.compression.litert._interpreter import SIGNATURE
+
+# The kinds of operations that are loops.
 _LOOPS = {"StatelessWhile", "While"}
 
 
 class LoopError(Exception):
-    """Raised where ranges for int8 are asked of a model with a loop in it."""
+    """Raised if a model with a loop must be calibrated for int8."""
 
 
-def trace(model, names, folder):
-    """Write a SavedModel that takes one example.
+def trace(
+    model: keras.Model, names: list[str], folder: pathlib.Path
+) -> set[str]:
+    """Write a SavedModel with batch size 1.
 
     Args:
-        model: a model with a graph, on TensorFlow.
-        names: of its inputs.
-        folder: where to write.
+        model: a model with a layer graph, on TensorFlow.
+        names: the names of its inputs.
+        folder: the folder of the SavedModel.
 
     Returns:
-        The set of the kinds of TensorFlow's operations in it.
+        The kinds of TensorFlow operations in it.
     """
     import tensorflow as tf
 
@@ -52,25 +57,32 @@ def trace(model, names, folder):
     return {node.op for part in (graph.node, *functions) for node in part}
 
 
-def check_loops(operations, examples):
-    """Raise a LoopError if ranges can't be taken from examples.
+def check_loops(
+    operations: Iterable[str], examples: list[np.ndarray] | None
+) -> None:
+    """Raise a LoopError if LiteRT cannot calibrate a model with examples.
 
-    Where there is a loop, TensorFlow looks for them in memory that is not its
-    own, and dies.
+    If the model has a loop, LiteRT's calibration reads invalid memory and
+    crashes.
     """
     if examples is not None and _LOOPS.intersection(operations):
         raise LoopError
 
 
-def convert(folder, names, precision, examples):
+def convert(
+    folder: pathlib.Path,
+    names: list[str],
+    precision: str,
+    examples: list[np.ndarray] | None,
+) -> bytes:
     """Return the bytes of a LiteRT file.
 
     Args:
-        folder: of the SavedModel that `trace` wrote.
-        names: of the inputs.
+        folder: the folder of the SavedModel that `trace` wrote.
+        names: the names of the inputs.
         precision: as in `export_litert`.
-        examples: None, or an array for each input, from which an int8 file gets
-            its ranges. Without, it has those of the FakeQuantization layers.
+        examples: an array for each input, which determine the ranges of an int8
+            file; or None, to take the ranges of the FakeQuantization layers.
     """
     import tensorflow as tf
 
@@ -85,27 +97,6 @@ def convert(folder, names, precision, examples):
             for arrays in zip(*examples)
         )
     with warnings.catch_warnings():
-        # It calibrates with an interpreter that warns of its age.
+        # For calibration it uses an interpreter that is deprecated.
         warnings.simplefilter("ignore")
         return converter.convert()
-
-
-def run(content, names, inputs):
-    """Return the outputs of a LiteRT file, as a list of arrays.
-
-    Args:
-        content: the bytes of the file.
-        names: of the inputs.
-        inputs: an array of examples for each of them.
-    """
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_content=content).get_signature_runner(SIGNATURE)
-    results = [
-        runner(**{name: array[None] for name, array in zip(names, arrays)})
-        for arrays in zip(*inputs)
-    ]
-    return [
-        np.concatenate([result[f"output_{i}"] for result in results])
-        for i in range(len(results[0]))
-    ]

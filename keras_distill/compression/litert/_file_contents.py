@@ -1,13 +1,15 @@
-"""What a LiteRT file computes in floats, read from the file."""
+"""The operations that a LiteRT file computes in floats."""
 
 import collections
+
+import keras
 
 from keras_distill.compression._models import layers_of
 from keras_distill.compression.litert._converter_errors import layer_of
 
-# Pixels come as floats: what scales them is no part of the network.
+# Operations that scale the inputs, which are floats, are not reported.
 _SCALING = ("ADD", "CAST", "DIV", "MUL", "RESHAPE", "SUB")
-# These compute nothing.
+# These operations compute nothing.
 _MOVING = (
     "CONCATENATION",
     "DEQUANTIZE",
@@ -24,32 +26,33 @@ _MOVING = (
     "UNPACK",
 )
 _LOOP = (
-    "LiteRT has ranges for no loop, so what is in it, such as a recurrent "
-    "layer, computes in floats"
+    "LiteRT has no ranges inside loops, so loops such as recurrent layers "
+    "compute in floats"
 )
-_UNKNOWN = "`quantize_aware` does not round inside of some layers"
+_UNKNOWN = "`quantize_aware` does not round inside some layers"
 _NO_KERNEL = "LiteRT has no int8 form of some operations"
 
 
-def notes_on(content, model, aware):
-    """Return a list of sentences on what an int8 file has in float32.
+def notes_on(content: bytes, model: keras.Model, aware: bool) -> list[str]:
+    """Return sentences about the operations of an int8 file in float32.
 
     Args:
         content: the bytes of the file.
-        model: the model in it, for the names of its layers.
-        aware: whether its ranges are those of `quantize_aware`.
+        model: the model in the file, for the names of its layers.
+        aware: whether its ranges come from `quantize_aware`.
     """
     floats, count = operations_in_floats(content)
     if not floats:
         return []
-    places, reasons = collections.defaultdict(dict), {}
+    layers_of_operation: dict = collections.defaultdict(dict)
+    reasons: dict[str, None] = {}
     for operation, tensor in floats:
         layer = layer_of(tensor.split(";")[0], model)
-        places[operation][layer] = None
+        layers_of_operation[operation][layer] = None
         reasons[_reason(operation, layer, model, aware)] = None
     named = [
         operation + _in_layers([layer for layer in layers if layer])
-        for operation, layers in places.items()
+        for operation, layers in layers_of_operation.items()
     ]
     return [
         f"{len(floats)} of {count} operations in the int8 file compute in "
@@ -73,17 +76,21 @@ def _in_layers(names):
     return f" ({', '.join(names[:3])}{more})"
 
 
-def operations_in_floats(content):
+def operations_in_floats(
+    content: bytes,
+) -> tuple[list[tuple[str, str]], int]:
     """Return `([(operation, name of its output)], number of operations)`.
 
-    What scales the inputs is not in the list, nor is what only moves numbers.
+    Operations that scale the inputs or only move values are not in the list.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     graph = model.subgraphs[0]
     kinds = {v: k for k, v in vars(schema.BuiltinOperator).items()}
-    found, raw = [], set(graph.inputs)
+    found = []
+    # Tensors that are inputs of the file, or scaled inputs.
+    raw = set(graph.inputs)
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex]
         kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]

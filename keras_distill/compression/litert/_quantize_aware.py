@@ -1,9 +1,9 @@
-"""quantize_aware: a model that learns to do with the numbers of int8.
+"""`quantize_aware`: quantization-aware training for int8.
 
-Where a LiteRT file rounds is decided here, for the copy to round in the same
-places: the input of the first kernel, and what each layer returns, but not
-between a layer and the ReLU that the file has in one operation with it, nor
-after layers that only move numbers.
+This module decides where the copy rounds: in the same places as a LiteRT file.
+These are the input of the first kernel and the output of each layer, with two
+exceptions: a layer that the file fuses with the next ReLU, and layers that only
+move values.
 """
 
 import collections
@@ -18,8 +18,8 @@ from keras_distill._graphs._walk import has_float_kernel
 from keras_distill._graphs._walk import has_graph
 from keras_distill._graphs._walk import nodes
 from keras_distill.compression._fold_batch_norm import fold_batch_norm
-from keras_distill.compression._models import check_model
 from keras_distill.compression._models import layers_of
+from keras_distill.compression._models import model_to_rebuild
 from keras_distill.compression.litert._quantized_blocks import BLOCKS
 from keras_distill.compression.litert._quantized_blocks import block
 from keras_distill.compression.litert._quantized_layers import QUANTIZED
@@ -33,8 +33,8 @@ from keras_distill.compression.litert._quantized_layers import (
 )
 from keras_distill.compression.litert._quantized_layers import set_weights
 
-# What goes in is what comes out, in other places. (The mean of a window is
-# rounded to the numbers of its input.)
+# Layers that only move values, so their outputs have the range of their inputs.
+# (An average pooling rounds its mean to the values of its input.)
 _MOVING = (
     layers.AveragePooling1D,
     layers.AveragePooling2D,
@@ -62,54 +62,57 @@ _FUSED = (
     keras.activations.relu,
     keras.activations.relu6,
 )
-# Ranges that every file has: nothing to track. Rounded here, a probability of
-# zero would have an infinite loss.
+# Functions with the same range in each file, so there is nothing to track. With
+# rounding, a probability may become zero, and the loss infinite.
 _FIXED_RANGE = ("sigmoid", "softmax", "tanh")
 
 
-def quantize_aware(model, momentum=0.99):
-    """Return a copy of a model that rounds as a LiteRT file in int8 does.
+def quantize_aware(model: keras.Model, momentum: float = 0.99) -> keras.Model:
+    """Return a copy of a model that rounds like a LiteRT file in int8.
 
-    Train it, by `fit()` or as the student of a `Distiller`, and write it with
-    `export_litert(..., precision="int8")`. In the copy
+    Train the copy, with `fit()` or as the student of a `Distiller`. Then write
+    it with `export_litert(..., precision="int8")`. In the copy
 
-    - every kernel of a Dense, EinsumDense, Conv1D, Conv2D, DepthwiseConv2D,
-      SeparableConv2D or MultiHeadAttention is rounded to 255 numbers for each
+    - each kernel of a Dense, EinsumDense, Conv1D, Conv2D, DepthwiseConv2D,
+      SeparableConv2D or MultiHeadAttention is rounded to 255 values for each
       output channel,
-    - activations are rounded to 256 numbers of a range, which is a moving
-      average of the smallest and largest value of the batches trained on; those
-      inside of a MultiHeadAttention and a LayerNormalization too, but for the
-      variance and what is multiplied by its root, which 8 bits can't hold,
-    - every BatchNormalization after a convolution is folded into its kernel
-      (see `fold_batch_norm`), and others are in inference mode forever,
-    - gradients take rounding for the identity.
+    - activations are rounded to 256 values of a range. The range is a moving
+      average of the minimum and maximum of the training batches. This includes
+      the activations inside MultiHeadAttention and LayerNormalization, except
+      for the variance and its products, which 8 bits cannot represent,
+    - each BatchNormalization after a convolution is folded into its kernel (see
+      `fold_batch_norm`), and the others stay in inference mode,
+    - gradients pass through the rounding unchanged (straight-through
+      estimator).
 
-    A SeparableConv2D becomes a `"{name}_depthwise"` and a Conv2D of its name; a
-    layer with an activation that the file has as an operation of its own, such
-    as `"silu"`, becomes two, the second named `"{name}_activation"`. Layers
-    that this does not know, such as recurrent ones, compute in float32, with a
-    rounded result; `export_litert` names them. All compute in float32, whatever
-    their dtype policy.
+    A SeparableConv2D becomes a layer `"{name}_depthwise"` and a Conv2D with the
+    same name. A layer whose activation is a separate operation in the file,
+    such as `"silu"`, becomes two layers, the second named
+    `"{name}_activation"`. Unsupported layers, such as recurrent ones, compute
+    in float32, with a rounded result; `export_litert` names them. All layers
+    compute in float32, regardless of their dtype policy.
 
-    Train with a small learning rate, such as a tenth of the last one: the
-    model knows its task already.
+    Train with a small learning rate, such as a tenth of the last one, because
+    the model is already trained.
 
     Source: [Jacob et al. 2018](https://arxiv.org/abs/1712.05877).
 
     Args:
-        model: a built functional or Sequential model, which may have others
-            inside. It stays as it is and shares no variable with the copy.
-        momentum: weight of the past in the moving averages of the ranges.
+        model: a built functional or Sequential model, with nested models or
+            not; for a `Distiller`, its student. The model is not changed, and
+            the copy shares no variable with it.
+        momentum: float in [0, 1], the momentum of the moving averages of the
+            ranges.
 
     Returns:
         A functional or Sequential model, not compiled, with the structure, the
-        names and the `trainable` flags of `model`. It can be saved and loaded;
-        for loading, `keras_distill` must have been imported.
+        names and the `trainable` flags of `model`. It can be saved and loaded.
+        Import `keras_distill` before loading it.
 
     Raises:
-        ValueError: if the model has no graph of layers, if a layer is called
-            more than once or shares a variable with another, or if a layer is
-            quantized already.
+        ValueError: if the model has no layer graph, if a layer is called more
+            than once or shares a variable with another layer, or if a layer is
+            already quantized.
 
     Example:
 
@@ -134,7 +137,7 @@ def quantize_aware(model, momentum=0.99):
     ```
     """
     momentum = _arguments.fraction("momentum", momentum)
-    model = check_model("quantize_aware", model)
+    model = model_to_rebuild("quantize_aware", model)
     _check_kernels(model)
     folded = fold_batch_norm(model)
     copier = Copier(_Replacement(folded, momentum), dtype="float32")
@@ -151,19 +154,19 @@ def _check_kernels(model):
     for layer in layers_of(model):
         if type(layer) is FakeQuantization or not has_float_kernel(layer):
             raise ValueError(
-                "`quantize_aware` needs a model with plain kernels. Received: "
-                f"{layer.name!r}, which is quantized or has LoRA. Give it the "
-                "model from before"
+                "`quantize_aware` requires layers with float kernels. "
+                f"Received: {layer.name!r}, which is quantized or has LoRA. "
+                "Pass the model from before quantization or LoRA."
             )
 
 
-def is_quantization_aware(model):
+def is_quantization_aware(model: keras.Model) -> bool:
     """Return whether a model comes from `quantize_aware`."""
     return any(type(layer) is FakeQuantization for layer in layers_of(model))
 
 
-def with_constants(model):
-    """Return what goes into the file: fixed ranges and rounded kernels."""
+def with_constants(model: keras.Model) -> keras.Model:
+    """Return a copy for the file, with fixed ranges and rounded kernels."""
 
     def replace(layer):
         new = as_constant(layer)
@@ -177,33 +180,40 @@ def with_constants(model):
 
 
 class _Replacement:
-    """What takes the place of each layer, as a function for a `Copier`."""
+    """The function of a `Copier` that returns the new layers for each layer.
+
+    Attributes:
+        calls: `{layer: node}`, the only call of each layer.
+        readers: `{id of a tensor: [layers that read it]}`, with None for an
+            output of a graph.
+        outer_tensors: `{id of a nested model's input: tensor given to it}`.
+    """
 
     def __init__(self, model, momentum):
         self.momentum = momentum
         self.calls = {}
         self.readers = collections.defaultdict(list)
-        self.passed = {}
+        self.outer_tensors = {}
         for graph in graphs(model):
             for tensor in graph.outputs:
                 self.readers[id(tensor)].append(None)
             for node in nodes(graph):
-                self._note(node)
+                self._record(node)
 
-    def _note(self, node):
+    def _record(self, node):
         operation = node.operation
         if self.calls.setdefault(operation, node) is not node:
             raise ValueError(
-                "`quantize_aware` needs layers that are called once: in the "
-                "file, each call has a range of its own. Give each call a "
-                "layer of its own. "
+                "`quantize_aware` requires that each layer is called once, "
+                "because each call has its own range in the file. Use a "
+                "separate layer for each call. "
                 f"Received: {operation.name!r}, called more than once"
             )
         for tensor in node.input_tensors:
             self.readers[id(tensor)].append(operation)
         if has_graph(operation):
             for inner, outer in zip(operation.inputs, node.input_tensors):
-                self.passed[id(inner)] = outer
+                self.outer_tensors[id(inner)] = outer
 
     def __call__(self, operation):
         new, node = [operation], self.calls[operation]
@@ -231,26 +241,31 @@ class _Replacement:
         )
 
     def _is_raw(self, tensor):
-        """Return whether a tensor is an input that nothing has rounded."""
+        """Return whether a tensor is a model input that was not rounded."""
         operation, _, index = tensor._keras_history
         if has_graph(operation):
             return self._is_raw(operation.outputs[index])
         if isinstance(operation, layers.InputLayer):
-            outer = self.passed.get(id(tensor))
+            outer = self.outer_tensors.get(id(tensor))
             return outer is None or self._is_raw(outer)
         return type(operation) in _MOVING and self._is_raw(
             self.calls[operation].input_tensors[0]
         )
 
     def _is_rounded(self, operation, last):
-        """Return whether a range follows the last layer for an operation."""
+        """Return whether the output of a layer gets a range.
+
+        Args:
+            operation: the original layer.
+            last: the last of the new layers.
+        """
         outputs = self.calls[operation].outputs
         if len(outputs) != 1 or "float" not in outputs[0].dtype:
             return False
         if type(operation) in _MOVING or _function(last) in _FIXED_RANGE:
             return False
         (reader, *others) = self.readers[id(outputs[0])]
-        fused = _takes_relu(last) and not others and _is_relu(reader)
+        fused = _can_fuse_relu(last) and not others and _is_relu(reader)
         return not fused
 
 
@@ -261,7 +276,7 @@ def _has_rounded_kernel(layer):
 
 
 def _with_rounded_kernel(layer):
-    """Return the layers that a layer with a kernel becomes."""
+    """Return the layers that replace a layer with a kernel."""
     if type(layer) is layers.SeparableConv2D:
         new = separated(layer)
     else:
@@ -274,8 +289,8 @@ def _with_rounded_kernel(layer):
     return new
 
 
-def _takes_relu(layer):
-    """Return whether a ReLU after a layer is one operation with it."""
+def _can_fuse_relu(layer):
+    """Return whether the file fuses a layer with a ReLU after it."""
     linear = getattr(layer, "activation", None) is keras.activations.linear
     return type(layer).__name__ == "Add" or (
         type(layer) in QUANTIZED.values() and linear
@@ -290,7 +305,7 @@ def _is_relu(operation):
 
 
 def _function(operation):
-    """Return the name of what is applied to each value, as Keras has it."""
+    """Return the name of an activation function, in Keras's spelling."""
     if type(operation) is layers.Activation:
         return getattr(operation.activation, "__name__", None)
     return type(operation).__name__.lower()

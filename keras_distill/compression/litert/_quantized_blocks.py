@@ -1,8 +1,10 @@
-"""Layers that are several operations in a file, with a range for each.
+"""Layers that become several operations in a file, with a range for each.
 
-What they read was rounded by the layer before, and what they return is rounded
-behind them, as for any layer.
+As for any layer, the layer before has rounded the inputs, and the outputs are
+rounded by a FakeQuantization after the layer.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,17 +18,23 @@ from keras_distill.compression.litert._quantized_layers import (
 )
 
 
-class _WithRanges:
-    """A layer with a range, a FakeQuantization, for each of `_names()`.
+class _WithRanges(layers.Layer):
+    """A layer with a FakeQuantization for each name in `_names()`.
 
     Args:
         momentum: as in FakeQuantization.
-        fixed_ranges: `{name: (minimum, maximum)}` of ranges that stay as they
-            are, or None.
+        fixed_ranges: `{name: (minimum, maximum)}`, the ranges that are not
+            tracked, or None.
         **kwargs: arguments of the layer.
     """
 
-    def __init__(self, *, momentum=0.99, fixed_ranges=None, **kwargs):
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.99,
+        fixed_ranges: dict[str, tuple[float, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.momentum = _arguments.fraction("momentum", momentum)
         self.fixed_ranges = fixed_ranges
@@ -40,15 +48,18 @@ class _WithRanges:
             for name in self._names()
         }
 
-    def get_config(self):
+    def _names(self) -> list[str]:
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "momentum": self.momentum,
             "fixed_ranges": self.fixed_ranges,
         }
 
-    def as_constant(self):
-        """Return the layer for a file: its ranges are fixed."""
+    def as_constant(self) -> layers.Layer:
+        """Return the layer for a file, with fixed ranges."""
         tracked = {
             name: layer.tracked_range() for name, layer in self.ranges.items()
         }
@@ -56,8 +67,8 @@ class _WithRanges:
             self.get_config() | {"fixed_ranges": tracked}
         )
 
-    def plain_weights(self):
-        """Return the weights that are not those of the ranges."""
+    def plain_weights(self) -> list[keras.Variable]:
+        """Return the weights without those of the ranges."""
         of_ranges = {
             id(weight)
             for layer in self.ranges.values()
@@ -65,8 +76,8 @@ class _WithRanges:
         }
         return [w for w in self.weights if id(w) not in of_ranges]
 
-    def constant_weights(self):
-        """Return the arrays that `as_constant` takes as its weights."""
+    def constant_weights(self) -> list[np.ndarray]:
+        """Return the weights for the layer that `as_constant` returns."""
         return [np.array(ops.convert_to_numpy(w)) for w in self.plain_weights()]
 
     def _build_ranges(self):
@@ -81,12 +92,12 @@ class _WithRanges:
 class QuantizedLayerNormalization(_WithRanges, layers.LayerNormalization):
     """A LayerNormalization over the last axis.
 
-    The variance stays in floats, with what is multiplied by its root: that of
-    one token may be thousands of times that of another, and 255 steps from
-    zero to the largest would leave nothing of the small ones.
+    The variance and the products with its root stay in floats. The variance of
+    one token may be thousands of times that of another, and with 255 steps,
+    small variances would be rounded to zero.
     """
 
-    why_floats = "8 bits can't hold the variances of a LayerNormalization"
+    why_floats = "8 bits cannot represent the variances of LayerNormalization"
 
     def _names(self):
         both = self.center and self.scale
@@ -110,8 +121,8 @@ class QuantizedLayerNormalization(_WithRanges, layers.LayerNormalization):
         return outputs if self.beta is None else outputs + self.beta
 
     @staticmethod
-    def fits(layer, node):
-        """Return whether a layer can become one of these."""
+    def fits(layer: layers.Layer, node: Any) -> bool:
+        """Return whether this class can replace a layer, given its call."""
         rank = len(node.input_tensors[0].shape)
         axis = [a % rank for a in np.atleast_1d(layer.axis)]
         return axis == [rank - 1] and not layer.rms_scaling
@@ -119,7 +130,7 @@ class QuantizedLayerNormalization(_WithRanges, layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class QuantizedMultiHeadAttention(_WithRanges, layers.MultiHeadAttention):
-    """A MultiHeadAttention on sequences, with rounded kernels."""
+    """A MultiHeadAttention on sequences, with rounded kernels and values."""
 
     def _names(self):
         return ["query", "key", "value", "scores", "scaled", "context"]
@@ -135,7 +146,7 @@ class QuantizedMultiHeadAttention(_WithRanges, layers.MultiHeadAttention):
         names = ("query_dense", "key_dense", "value_dense", "output_dense")
         return [getattr(self, name) for name in names]
 
-    def constant_weights(self):
+    def constant_weights(self) -> list[np.ndarray]:
         rounded = {
             id(layer.kernel): layer.rounded_kernel()
             for layer in self._projections()
@@ -170,8 +181,8 @@ class QuantizedMultiHeadAttention(_WithRanges, layers.MultiHeadAttention):
         return self._rounded("context", context, training), weights
 
     @staticmethod
-    def fits(layer, node):
-        """Return whether a layer can become one of these."""
+    def fits(layer: layers.Layer, node: Any) -> bool:
+        """Return whether this class can replace a layer, given its call."""
         ranks = [len(tensor.shape) for tensor in node.input_tensors[:2]]
         return (
             ranks == [3] * len(ranks)
@@ -186,7 +197,7 @@ BLOCKS = {
 }
 
 
-def block(layer, momentum):
-    """Return the layer with ranges for a layer in `BLOCKS`."""
+def block(layer: layers.Layer, momentum: float) -> layers.Layer:
+    """Return the quantized layer for a layer whose class is in `BLOCKS`."""
     config = layer.get_config() | {"dtype": "float32", "momentum": momentum}
     return BLOCKS[type(layer)].from_config(config)

@@ -1,10 +1,13 @@
-"""Layers that compute with the numbers that an int8 file has.
+"""Layers that round like the layers of an int8 file.
 
-Training goes on in float32. What is rounded there is what a LiteRT file rounds:
-kernels, with one scale per output channel, and activations, with one range per
-tensor. Biases have 32 bits in the file, and are not rounded. The gradient takes
-rounding for the identity (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
+They are trained in float32 and round the same values as a LiteRT file: kernels,
+with one scale per output channel, and activations, with one range per tensor.
+Biases have 32 bits in the file and are not rounded. Gradients pass through the
+rounding unchanged (straight-through estimator, Bengio et al. 2013,
+https://arxiv.org/abs/1308.3432).
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,40 +15,46 @@ from keras import layers
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._typing import Tensor
 
-# A range or a kernel of nothing but zeros still needs a scale.
+# If a range or a kernel is zero everywhere, it still has a positive scale.
 _SMALLEST_RANGE = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class FakeQuantization(layers.Layer):
-    """Rounds to the 256 numbers of a range that is tracked while training.
+    """Rounds to 256 values of a range that is tracked in training.
 
         scale = (maximum - minimum) / 255
         x -> scale * round(clip(x, minimum, maximum) / scale)
 
-    The range is moved a little for zero to be one of the numbers, and the
-    gradient is zero outside of it. `minimum` and `maximum` are averages of
-    those of the batches seen with `training=True`, of all of them at first and
+    The range is shifted slightly so that zero is one of the values. The
+    gradient is zero outside of the range. `minimum` and `maximum` are averages
+    over the batches with `training=True`: the mean of all batches at first, and
     then a moving average:
 
         minimum_t = minimum_{t-1} + rate * (min(x) - minimum_{t-1})
         rate = max(1 - momentum, 1 / t)
 
-    Before the first such batch, nothing is rounded.
+    Nothing is rounded before the first of these batches.
 
     Args:
-        momentum: weight of the past in the moving average, from 0 to 1.
-        fixed_range: `(minimum, maximum)`, two numbers around 0 that stay as
-            they are, or `None`.
+        momentum: float in [0, 1], the momentum of the moving average.
+        fixed_range: `(minimum, maximum)` with `minimum <= 0 <= maximum`, a
+            range that is not tracked; or `None`.
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, momentum=0.99, fixed_range=None, **kwargs):
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        fixed_range: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.momentum = _arguments.fraction("momentum", momentum)
         self.fixed_range = None if fixed_range is None else tuple(fixed_range)
-        # Whether each call widens the range to hold what it sees.
+        # Whether each call widens the range to include its inputs.
         self.is_calibrating = False
         self.supports_masking = True
 
@@ -91,25 +100,26 @@ class FakeQuantization(layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def tracked_range(self):
-        """Return `(minimum, maximum)` as numbers.
+    def tracked_range(self) -> tuple[float, float]:
+        """Return `(minimum, maximum)` as floats.
 
         Raises:
-            ValueError: if no batch was seen while training.
+            ValueError: if there was no batch with `training=True`.
         """
         if self.fixed_range is not None:
-            return self.fixed_range
+            minimum, maximum = self.fixed_range
+            return minimum, maximum
         if float(ops.convert_to_numpy(self.steps)) == 0:
             raise ValueError(
-                f"The layer {self.name!r} has seen no batch with "
-                "`training=True`, so it knows no range. Train the model that "
-                "`quantize_aware` returned, by `fit()`, before you export it."
+                f"The layer {self.name!r} has no range, because it was never "
+                "called with `training=True`. Train the model that "
+                "`quantize_aware` returned with `fit()` before you export it."
             )
         minimum = float(ops.convert_to_numpy(self.minimum))
         maximum = float(ops.convert_to_numpy(self.maximum))
         return minimum, max(maximum, minimum + _SMALLEST_RANGE)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "momentum": self.momentum,
@@ -118,20 +128,21 @@ class FakeQuantization(layers.Layer):
 
 
 def _rounded(inputs, minimum, maximum):
-    # On TensorFlow this is the operation that its converter reads ranges from.
+    # On TensorFlow, the converter reads ranges from this operation.
     return keras.quantizers.fake_quant_with_min_max_vars(
         inputs, minimum, maximum
     )
 
 
-class _RoundedKernel:
-    """A layer whose kernel is rounded to 255 numbers, as it is in the file.
+class _RoundedKernel(layers.Layer):
+    """A layer whose kernel is rounded to 255 values, as in the file.
 
     scale = max(|w|) / 127    for each output channel
     w -> scale * round(w / scale)
     """
 
-    def rounded_kernel(self):
+    def rounded_kernel(self) -> Tensor:
+        """Return the rounded kernel, with a straight-through gradient."""
         kernel = self.kernel
         largest = ops.max(ops.abs(kernel), self._window(), keepdims=True)
         scale = ops.maximum(largest, _SMALLEST_RANGE) / 127.0
@@ -139,7 +150,7 @@ class _RoundedKernel:
         return kernel + ops.stop_gradient(rounded - kernel)
 
     def _window(self):
-        """Return the axes of a kernel that have one scale in common."""
+        """Return the axes of the kernel that share one scale."""
         return tuple(range(len(self.kernel.shape) - 1))
 
 
@@ -195,7 +206,7 @@ class QuantizedDepthwiseConv2D(_RoundedKernel, layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class QuantizedEinsumDense(_RoundedKernel, layers.EinsumDense):
-    """An EinsumDense with a rounded kernel, if `is_projection` of it."""
+    """An EinsumDense with a rounded kernel, if `is_projection` is true."""
 
     def call(self, inputs, training=None):
         outputs = ops.einsum(self.equation, inputs, self.rounded_kernel())
@@ -215,11 +226,12 @@ def _kernel_and_outputs(equation):
     return read.split(",")[1], outputs
 
 
-def is_projection(layer):
+def is_projection(layer: layers.EinsumDense) -> bool:
     """Return whether an EinsumDense is a Dense layer on reshaped tensors.
 
-    Each axis of its kernel is summed over or is an axis of the outputs alone.
-    The file has others as products of two tensors, with a kernel of one scale.
+    Each axis of its kernel is an axis of the inputs (a sum) or of the outputs,
+    not of both. In the file, other EinsumDense layers are products of two
+    tensors, with one scale for the kernel.
     """
     inputs = layer.equation.replace(" ", "").split(",")[0]
     kernel, outputs = _kernel_and_outputs(layer.equation)
@@ -236,14 +248,14 @@ QUANTIZED = {
 _PLAIN = {quantized: plain for plain, quantized in QUANTIZED.items()}
 
 
-def quantized(layer):
-    """Return the layer with a rounded kernel for a layer in `QUANTIZED`."""
+def quantized(layer: layers.Layer) -> layers.Layer:
+    """Return the quantized layer for a layer whose class is in `QUANTIZED`."""
     config = layer.get_config() | {"dtype": "float32"}
     return QUANTIZED[type(layer)].from_config(config)
 
 
-def separated(layer):
-    """Return a SeparableConv2D as two layers with a rounded kernel each."""
+def separated(layer: layers.SeparableConv2D) -> list[layers.Layer]:
+    """Return a SeparableConv2D as two quantized layers."""
     config = layer.get_config() | {"dtype": "float32"}
     window = ("kernel_size", "strides", "padding", "dilation_rate")
     shared = ("data_format", "trainable", "dtype")
@@ -265,8 +277,8 @@ def separated(layer):
     ]
 
 
-def set_weights(layer, new):
-    """Give what a layer has become its weights, as many as each can take."""
+def set_weights(layer: layers.Layer, new: list[layers.Layer]) -> None:
+    """Copy the weights of a layer to the layers that replace it, in order."""
     weights = layer.get_weights()
     for part in new:
         if hasattr(part, "plain_weights"):
@@ -277,10 +289,10 @@ def set_weights(layer, new):
             weights = weights[len(part.weights) :]
 
 
-def as_constant(layer):
-    """Return a layer that rounds no more, for a file; None for others.
+def as_constant(layer: layers.Layer) -> layers.Layer | None:
+    """Return the layer for a file: with a fixed range or a plain kernel.
 
-    A range is fixed, and a kernel is the rounded one.
+    Returns None for a layer without ranges and rounded kernel.
     """
     if type(layer) is FakeQuantization:
         return FakeQuantization(
@@ -291,8 +303,8 @@ def as_constant(layer):
     return layer.as_constant() if hasattr(layer, "as_constant") else None
 
 
-def set_rounded_weights(layer, new):
-    """Give what `as_constant` returned the weights that go into the file."""
+def set_rounded_weights(layer: layers.Layer, new: layers.Layer) -> None:
+    """Set the weights of the layer that `as_constant` returned."""
     if type(layer) in _PLAIN:
         kernel = ops.convert_to_numpy(layer.rounded_kernel())
         _, *bias = layer.get_weights()

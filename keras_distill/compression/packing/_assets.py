@@ -1,19 +1,20 @@
-"""What layers know besides their variables, such as a vocabulary.
+"""Assets: state of layers beside their variables, such as a vocabulary.
 
-Keras lets such a layer write and read files (`save_assets`, `load_assets`), and
-state that is no variable of Keras (`save_own_variables`). A packed model has
-both in its JSON, for each layer that has files.
+Such a layer writes and reads files (`save_assets`, `load_assets`), and may have
+state that is not a Keras variable (`save_own_variables`). The JSON of a packed
+model has both, for each layer with files.
 """
 
 import base64
 import io
 import pathlib
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
 
-# These do nothing but give their variables the values.
+# These only assign values to variables.
 _ASSIGN_ONLY = {
     kind.load_own_variables
     for kind in (
@@ -26,13 +27,14 @@ _ASSIGN_ONLY = {
 }
 
 
-def assets_of(model):
+def assets_of(model: keras.Model) -> dict[str, Any]:
     """Return `{number of a layer: {"files": ..., "state": ...}}`, for JSON."""
     found = {}
     for number, layer in enumerate(model._flatten_layers()):
         if not hasattr(layer, "save_assets"):
             continue
-        files, state = _files_of(layer), {}
+        files = _files_of(layer)
+        state: dict[str, Any] = {}
         layer.save_own_variables(state)
         if files:
             found[str(number)] = {
@@ -53,30 +55,34 @@ def _files_of(layer):
         }
 
 
-def check_assets(model, made, assets):
-    """Raise a ValueError if a model made again can't be given the assets.
+def check_assets(
+    model: keras.Model, rebuilt: keras.Model, assets: dict[str, Any]
+) -> None:
+    """Raise a ValueError if the rebuilt model does not restore the assets.
 
-    A vocabulary is a file of lines: words with a line break in them are two.
+    Keras stores a vocabulary as lines of text, so a word with a line break
+    would become two words.
     """
     if not assets:
         return
     try:
-        restore(made, assets)
+        restore(rebuilt, assets)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} can't be packed: a model that is made "
-            f"of its config does not take its assets. Received: {error}"
+            f"The model {model.name!r} cannot be packed: the model built from "
+            "its config cannot load its assets. Check `save_assets` and "
+            f"`load_assets` of its layers. Received: {error}"
         ) from error
     for (own, _), (new, _) in zip(
-        _layers(model, assets), _layers(made, assets)
+        _layers(model, assets), _layers(rebuilt, assets)
     ):
         words = getattr(own, "get_vocabulary", lambda: None)()
         if words is not None and list(words) != list(new.get_vocabulary()):
             raise ValueError(
-                f"The model {model.name!r} can't be packed: the vocabulary of "
-                f"{own.name!r} comes back from Keras's file of it as another "
-                "one. Give the layer its `vocabulary` when you make it, and "
-                "take line breaks and empty words out of it."
+                f"The model {model.name!r} cannot be packed: Keras loads "
+                f"another vocabulary of {own.name!r} than it saved. Pass the "
+                "`vocabulary` to the constructor of the layer, without line "
+                "breaks and empty words."
             )
 
 
@@ -90,14 +96,14 @@ def _layers(model, assets):
     return found
 
 
-def restore(model, assets):
-    """Give the layers of a model what they know, its variables being there."""
+def restore(model: keras.Model, assets: dict[str, Any]) -> None:
+    """Load the assets into a model whose variables were loaded before."""
     pairs = _layers(model, assets)
     with_assets = {id(layer) for layer, _ in pairs}
     for layer in model._flatten_layers():
-        # Some compute what they need of their variables when these are loaded.
-        if id(layer) not in with_assets and _loads(layer):
-            state = {}
+        # Some layers compute other state when their variables are loaded.
+        if id(layer) not in with_assets and _has_custom_loading(layer):
+            state: dict[str, Any] = {}
             layer.save_own_variables(state)
             layer.load_own_variables(_copied(state))
     for layer, own in pairs:
@@ -109,7 +115,7 @@ def restore(model, assets):
             layer.load_assets(folder)
 
 
-def _loads(layer):
+def _has_custom_loading(layer):
     return type(layer).load_own_variables not in _ASSIGN_ONLY
 
 
@@ -124,13 +130,16 @@ def _write_files(folder, files):
     for name, text in files.items():
         path = folder / name
         if ".." in path.parts or not path.is_relative_to(folder):
-            raise ValueError(f"An asset must not leave its folder: {name!r}")
+            raise ValueError(
+                "The path of an asset must not leave its folder. "
+                f"Received: {name!r}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_decode(text))
 
 
 def _to_text(value):
-    """Return an array, whatever its dtype, as text."""
+    """Return an array of any dtype as text."""
     file = io.BytesIO()
     np.save(file, np.asarray(value), allow_pickle=False)
     return _encode(file.getvalue())
@@ -141,7 +150,7 @@ def _to_array(text):
 
 
 def _encode(data):
-    """Return bytes as text: as they are, if they are text."""
+    """Return bytes as text, or in base64 in a list if they are not text."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,23 +1,26 @@
 """`pack` and `unpack`: a model as one small file.
 
-    4 bytes   b"KDP" and the version of the format: 2 with, 1 without assets
-    4 bytes   checksum of all that follows
+    4 bytes   b"KDP" and the version of the format: 2 with assets, 1 without
+    4 bytes   checksum of everything that follows
     4 bytes   checksum of the weights, their names, shapes and dtypes
     4 bytes   length of the next part
-    ...       the model's config, JSON, deflated; in version 2, an object of it
-              and of the assets (`archive_assets.py`)
-    ...       the weights, in the order of the model's variables (`codec.py`)
+    ...       the model's config in JSON, compressed with DEFLATE; in version 2,
+              an object with the config and the assets (`_assets.py`)
+    ...       the weights, in the order of the model's variables
+              (`_tensor_codec.py`)
 
-The first checksum finds a file that was cut or altered, before anything of it
-is believed. The second one finds what no look at the file can: a Keras that
-makes other variables of the same config, or a decoder that reads other values.
+The first checksum detects a truncated or altered file before its content is
+used. The second checksum detects errors outside of the file: a version of Keras
+that makes other variables from the same config, or a decoder that returns other
+values.
 
-Left out: names, shapes and dtypes of the weights, which the config gives; and
-how the model was compiled. No code is stored and none is run.
+Not stored are the names, shapes and dtypes of the weights, which follow from
+the config, and the compile settings. No code is stored, and loading runs none.
 """
 
 import gc
 import json
+import os
 import pathlib
 import struct
 import zlib
@@ -25,6 +28,7 @@ import zlib
 import keras
 
 from keras_distill import _files
+from keras_distill.compression._models import student_of
 from keras_distill.compression.packing._assets import assets_of
 from keras_distill.compression.packing._assets import check_assets
 from keras_distill.compression.packing._assets import restore
@@ -37,48 +41,49 @@ from keras_distill.compression.packing._words import label
 from keras_distill.compression.packing._words import to_words
 from keras_distill.compression.packing._words import variables_of
 from keras_distill.compression.packing._words import words_dtype
-from keras_distill.compression.weights._kernels import student_of
 
 _MAGIC = b"KDP"
 _PLAIN, _WITH_ASSETS = _VERSIONS = (1, 2)
 _HEADER = struct.Struct("<3sBI")
 _BODY = struct.Struct("<II")
-# Deflate finds in here, ready-made, what configs are full of; so the three
-# layers of LeNet-300-100 take 100 bytes instead of 420. Part of the format:
-# another text means another version.
+# A dictionary of typical phrases of configs for DEFLATE. With it, the config of
+# LeNet-300-100 takes 100 bytes instead of 420. It is part of the format, so
+# another text requires another version.
 _PHRASES = (pathlib.Path(__file__).parent / "config_phrases.json").read_bytes()
-# A model of a thousand layers has a config of a megabyte.
-_MOST_CONFIG = 1 << 28
+# In bytes. The config of a model with a thousand layers has a megabyte.
+_MAX_CONFIG = 1 << 28
 
 
-def pack(model, path):
-    """Write a model into one small file, lossless to the bit.
+def pack(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Write a model into one small file, without loss.
 
-    What training has left is what makes it small: zeros (`MagnitudePruning`)
-    are stored as the gaps between the other weights, few distinct values
-    (`WeightSharing`) as a codebook and its indices, and all of these by an
-    entropy coder in about as many bits as their frequencies ask for. Other
-    weights are stored as they are, the bytes of their exponents coded. LeNet-
-    300-100 with 97 % zeros and 8 values per layer takes less than a hundredth.
+    Zeros and shared values make the file small. Zeros (`MagnitudePruning`) are
+    stored as the gaps between the other weights. Shared values
+    (`WeightSharing`) are stored as a codebook and indices. An entropy coder
+    stores both with about as many bits as their frequencies require. Other
+    weights are stored as bytes, with entropy coding for the exponents. LeNet-
+    300-100 with 97 % zeros and 8 values per layer takes less than a hundredth
+    of its size.
 
-    Everything of the model is in the file: its config, its weights of any
-    dtype, bit by bit, the statistics of normalisations and the state of random
-    generators. Not in it is how it was compiled. It is written under another
-    name and then renamed, so that `path` never holds half a model.
+    The file contains the complete model: its config, its weights of any dtype
+    (bit by bit), the statistics of normalizations and the state of random
+    generators. It does not contain the compile settings. The file is written
+    under a temporary name and then renamed, so `path` never has an incomplete
+    model.
 
-    Source: Han, Mao and Dally 2016, "Deep Compression"; in place of its Huffman
-    codes, range coding.
+    Source: Han, Mao and Dally 2016, "Deep Compression", with range coding
+    instead of Huffman coding.
 
     Args:
-        model: a built `keras.Model`, of any kind that Keras can save; of a
-            `Distiller`, the student is packed. It is not changed.
-        path: where to write. A file that is there is replaced.
+        model: a built `keras.Model` of any kind that Keras can save; for a
+            `Distiller`, its student is packed. It is not changed.
+        path: path of the file. An existing file is replaced.
 
     Raises:
         TypeError: if `model` is not a `keras.Model`.
-        ValueError: if the model is not built, or can't be made again from its
-            config, or `path` is a folder, or lies in one that does not exist.
-        RuntimeError: if the weights, read again, are not those of the model.
+        ValueError: if the model is not built or cannot be built again from its
+            config, or if `path` is a folder or in a folder that does not exist.
+        RuntimeError: if unpacking the file gives other weights.
 
     Example:
 
@@ -104,7 +109,7 @@ def pack(model, path):
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} is not built, so it has no weights to "
-            "pack. Call it on a batch, or give it a `keras.Input`."
+            "pack. Call the model on a batch, or give it a `keras.Input`."
         )
     config, version = _config_of(model), _PLAIN
     assets = assets_of(model)
@@ -115,7 +120,7 @@ def pack(model, path):
 
 
 def _fill(out, model, text, version):
-    """Write the file, and look whether it can be unpacked."""
+    """Write the file, and test that it can be unpacked."""
     variables = variables_of(model)
     stream, checksum = _encoded(variables)
     parts = (_BODY.pack(checksum, len(text)), text, stream)
@@ -124,7 +129,7 @@ def _fill(out, model, text, version):
         crc = zlib.crc32(part, crc)
     out.writelines((_HEADER.pack(_MAGIC, version, crc), *parts))
     out.flush()
-    # One after the other: each takes as much memory as the model.
+    # Free the memory first: each takes as much as the model.
     del stream, parts, part
     # The file may be the only copy of the model.
     *_, stream, expected = _parts(pathlib.Path(out.name))
@@ -133,27 +138,28 @@ def _fill(out, model, text, version):
     found = checksum_of(variables, _decoded(decoder, variables))
     if not found == expected == checksum:
         raise RuntimeError(
-            f"The weights of {model.name!r} don't come back as they went in, "
-            "so nothing was written. Please report it, with the model."
+            f"Unpacking the model {model.name!r} gives other weights, so the "
+            "file was not written. Please report this with the model."
         )
     del decoder
-    _check_same(model, text, version)
+    _check_rebuilt(model, text, version)
 
 
-def unpack(path):
-    """Return the model that `pack` wrote, on whatever backend is active.
+def unpack(path: str | os.PathLike[str]) -> keras.Model:
+    """Return the model from a packed file, on any backend.
 
     Args:
-        path: a file that `pack` wrote.
+        path: path of a file that `pack` wrote.
 
     Returns:
-        A `keras.Model`, built and not compiled, of the same class and config,
-        its weights equal to the bit. Layers of one's own must be registered, or
-        be given by `keras.saving.custom_object_scope`.
+        A `keras.Model`, built and not compiled, with the same class, config and
+        weights (bit by bit). Custom layers must be registered, or passed by
+        `keras.saving.custom_object_scope`.
 
     Raises:
-        ValueError: if the file was not written by `pack`, or by a later
-            version, or was cut or altered, or if its model can't be made here.
+        ValueError: if the file was not written by `pack`, was written by a
+            later version, is truncated or altered, or if its model cannot be
+            built.
 
     Example:
 
@@ -181,10 +187,9 @@ def unpack(path):
 
 
 _OTHER = (
-    "The weights in {path} don't belong to the model that this version of "
-    "Keras makes of the config in it, or a layer of your own has changed since."
-    " Unpack the file with the versions of Keras and of constriction that "
-    "packed it."
+    "The weights in {path} do not fit the model that this version of Keras "
+    "builds from its config, or a custom layer was changed since. Unpack the "
+    "file with the versions of Keras and constriction that packed it."
 )
 
 
@@ -200,12 +205,14 @@ def _parts(path):
     body = memoryview(data)[_HEADER.size :]
     if version not in _VERSIONS:
         raise ValueError(
-            f"{path} has format {version}, and this version of keras-distill "
-            f"reads formats {_VERSIONS}. Expected: a file that it wrote."
+            f"{path} has format {version}, but this version of keras-distill "
+            f"reads the formats {_VERSIONS}. Use a later version of "
+            "keras-distill."
         )
     if zlib.crc32(body) != checksum or len(body) < _BODY.size:
         raise ValueError(
-            f"{path} was cut or altered. Expected: checksum {checksum:08x}. "
+            f"{path} is truncated or altered. Expected: checksum "
+            f"{checksum:08x}. "
             f"Received: {zlib.crc32(body):08x} in {len(data)} bytes. Copy the "
             "file again."
         )
@@ -222,8 +229,9 @@ def _config_of(model):
         return config
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The model {model.name!r} can't be packed, because it has no "
-            f"config. Received: {error}"
+            f"The model {model.name!r} cannot be packed, because it has no "
+            "config. Give custom layers and models a `get_config`. "
+            f"Received: {error}"
         ) from error
 
 
@@ -242,14 +250,14 @@ def _encoded(variables):
 
 
 def _decoded(decoder, variables):
-    """Yield the weights in a file, one by one: each takes memory."""
+    """Yield the weights in a file, one at a time to save memory."""
     for variable in variables:
         shape, dtype = tuple(variable.shape), words_dtype(variable)
         yield code_tensor(decoder, None, shape, dtype)
 
 
 def _assigned(decoder, variables):
-    """Do as `_decoded`, and give the weights to the variables."""
+    """Yield the weights in a file, and assign them to the variables."""
     for variable, words in zip(variables, _decoded(decoder, variables)):
         variable.assign(from_words(variable, words))
         yield words
@@ -262,11 +270,11 @@ def _deflate(text):
 
 def _inflate(data):
     inflate = zlib.decompressobj(-15, zdict=_PHRASES)
-    return inflate.decompress(data, _MOST_CONFIG)
+    return inflate.decompress(data, _MAX_CONFIG)
 
 
 def _with_zeros(config):
-    """Return a config with an initializer that takes no time or memory."""
+    """Return a config whose initializers are fast and take little memory."""
     if isinstance(config, list):
         return [_with_zeros(part) for part in config]
     if not isinstance(config, dict):
@@ -279,8 +287,13 @@ def _with_zeros(config):
     }
 
 
-def _model_of(text, version, done, changed=lambda config: config):
-    """Return the model of a config, and its assets."""
+def _model_of(text, version, verb, changed=lambda config: config):
+    """Return the model of a config, and its assets.
+
+    Args:
+        verb: "packed" or "unpacked", for the error message.
+        changed: a function that returns the config to use.
+    """
     try:
         config, assets = json.loads(_inflate(text)), {}
         if version == _WITH_ASSETS:
@@ -291,25 +304,26 @@ def _model_of(text, version, done, changed=lambda config: config):
         return model, assets
     except Exception as error:
         raise ValueError(
-            f"The model can't be {done}: Keras does not make a model of its "
-            "config. Layers of your own must be registered, or be given by "
-            "`keras.saving.custom_object_scope`, and a `Lambda` holds code, "
-            f"which is not stored. Received: {error}"
+            f"The model cannot be {verb}: Keras cannot build a model from its "
+            "config. Custom layers must be registered, or passed by "
+            "`keras.saving.custom_object_scope`. A `Lambda` has code, which is "
+            f"not stored: replace it. Received: {error}"
         ) from error
 
 
-def _check_same(model, text, version):
-    # Whatever the values, so those that take least to make.
-    made, assets = _model_of(text, version, "packed", _with_zeros)
+def _check_rebuilt(model, text, version):
+    """Raise a ValueError if the config gives a model with other weights."""
+    # The values do not matter here.
+    rebuilt, assets = _model_of(text, version, "packed", _with_zeros)
     own = [label(variable) for variable in variables_of(model)]
-    new = [label(variable) for variable in variables_of(made)]
-    check_assets(model, made, assets)
-    del made
-    gc.collect()  # A model is held by itself, and this one takes memory.
+    new = [label(variable) for variable in variables_of(rebuilt)]
+    check_assets(model, rebuilt, assets)
+    del rebuilt
+    gc.collect()  # A model has reference cycles, and takes memory.
     if own != new:
         raise ValueError(
-            f"The model {model.name!r} can't be packed: made again from its "
-            f"config it has other weights. Expected: {len(own)} weights "
+            f"The model {model.name!r} cannot be packed: the model built from "
+            f"its config has other weights. Expected: {len(own)} weights "
             f"{own[:4]}... Received: {len(new)} weights {new[:4]}... Give a "
-            "model of your own class `get_config` and `build_from_config`."
+            "custom model class a `get_config` and a `build_from_config`."
         )

@@ -1,26 +1,30 @@
-"""How a tensor becomes few bytes, and comes back to the bit.
+"""Coding a tensor with few bytes, without loss.
 
-A tensor is where its zeros are, and what its other values are:
+A tensor is stored as the positions of its zeros, and its other values:
 
-    zeros    rows and columns of nothing but zeros are named and left out; in
-             the rest, the gap from each value to the next, along a row or a
-             column
-    values   a codebook and an index for each value, where there are few
-             distinct ones; where there are many, the bytes of all values, the
-             first of each together, then the second
+    zeros    the rows and columns that are zero everywhere; and in the other
+             rows and columns, the gap from each nonzero value to the next,
+             along rows or columns
+    values   a codebook and an index for each value, if there are few distinct
+             values; otherwise the bytes of all values: the first byte of each
+             value, then the second byte of each value, and so on
 
-All of it is integers, and all integers of a file go through one range coder
-(the library `constriction`), which needs within a few bytes as many bits as
-their histograms say.
+All of these are integers. They are coded with one range coder (of the library
+`constriction`), which takes as many bits as the entropy of their histograms,
+up to a few bytes.
 
-Every function here works in both directions: with an `Encoder` it writes the
-values it is given and returns them, with a `Decoder` it returns what it reads.
-So the two can't disagree. Probabilities are made by sums, products and
-quotients of whole numbers only, which come out the same on every machine.
+Each function works in both directions. With an `Encoder`, it writes the given
+values and returns them. With a `Decoder`, it returns the values that it reads.
+So writing and reading always agree. Probabilities are computed with sums,
+products and quotients of integers only, which give the same results on each
+machine.
 """
+
+from typing import Any
 
 import numpy as np
 
+from keras_distill.compression.packing._symbol_codec import Coder
 from keras_distill.compression.packing._symbol_codec import Encoder
 from keras_distill.compression.packing._symbol_codec import bit_lengths
 from keras_distill.compression.packing._symbol_codec import code_bits
@@ -30,21 +34,26 @@ from keras_distill.compression.packing._symbol_codec import code_symbols
 from keras_distill.compression.packing._symbol_codec import counts_of
 from keras_distill.compression.packing._symbol_codec import parts
 
-# Larger codebooks are no smaller than the values themselves.
-_MOST_DISTINCT = 256
-# Gaps from here on are written as a length in bits, and their bits.
+# Larger codebooks save no bits.
+_MAX_DISTINCT = 256
+# Longer gaps are written as a length in bits, and their bits.
 _LONG_GAP = 512
 _DENSE, _BY_ROW, _BY_COLUMN = range(3)
 
 
-def code_tensor(coder, words, shape, dtype):
+def code_tensor(
+    coder: Coder,
+    words: np.ndarray | None,
+    shape: tuple[int, ...],
+    dtype: Any,
+) -> np.ndarray:
     """Write or read a tensor.
 
     Args:
         coder: `Encoder` or `Decoder`.
-        words: the bits of the tensor as unsigned integers of its shape; `None`
-            for a `Decoder`.
-        shape: its shape.
+        words: the bits of the tensor as an array of unsigned integers of its
+            shape; `None` for a `Decoder`.
+        shape: the shape of the tensor.
         dtype: the dtype of `words`.
 
     Returns:
@@ -53,7 +62,7 @@ def code_tensor(coder, words, shape, dtype):
     count = int(np.prod(shape))
     if count == 0:
         return np.zeros(shape, dtype)
-    # Units and filters lie along the last axis.
+    # The last axis has the units or filters.
     table = (count // shape[-1], shape[-1]) if shape else (1, 1)
     method = None
     if words is not None:
@@ -69,7 +78,7 @@ def code_tensor(coder, words, shape, dtype):
 
 def _best_method(words):
     density = np.count_nonzero(words) / words.size
-    # Where hardly anything is zero, saying where costs more than it saves.
+    # With few zeros, storing their positions takes more bits than it saves.
     if density == 0 or density > 0.9:
         return _DENSE
     bits = {}
@@ -87,13 +96,15 @@ def _best_method(words):
 
 def _code_sparse(coder, words, shape, dtype, by_column):
     mask = None if words is None else words != 0
-    rows = _code_live(coder, None if mask is None else mask.any(1), shape[0])
-    columns = _code_live(coder, None if mask is None else mask.any(0), shape[1])
-    live = np.ix_(rows, columns)
+    rows = _code_nonzero(coder, None if mask is None else mask.any(1), shape[0])
+    columns = _code_nonzero(
+        coder, None if mask is None else mask.any(0), shape[1]
+    )
+    nonzero = np.ix_(rows, columns)
     lines = (len(rows), len(columns))[:: -1 if by_column else 1]
     values = gaps = count = None
     if words is not None:
-        part = words[live].T if by_column else words[live]
+        part = words[nonzero].T if by_column else words[nonzero]
         values, gaps = _without_zeros(part.ravel())
         count = len(values)
     count = code_number(coder, count, lines[0] * lines[1])
@@ -106,20 +117,23 @@ def _code_sparse(coder, words, shape, dtype, by_column):
     part[np.cumsum(gaps) - 1] = values
     part = part.reshape(lines)
     words = np.zeros(shape, dtype)
-    words[live] = part.T if by_column else part
+    words[nonzero] = part.T if by_column else part
     return words
 
 
 def _without_zeros(line):
-    """Return the other values, and how many zeros are before each of them."""
-    places = np.flatnonzero(line)
-    values = line[places]
-    gaps = places.astype(np.promote_types(np.min_scalar_type(line.size), "u2"))
+    """Return the nonzero values, and the number of zeros before each value."""
+    positions = np.flatnonzero(line)
+    values = line[positions]
+    gaps = positions.astype(
+        np.promote_types(np.min_scalar_type(line.size), "u2")
+    )
     gaps[1:] -= gaps[:-1].copy() + gaps.dtype.type(1)
     return values, gaps
 
 
-def _code_live(coder, flags, count):
+def _code_nonzero(coder, flags, count):
+    """Write or read which rows or columns are not zero everywhere."""
     flags = code_symbols(coder, flags, count, 2)
     return np.flatnonzero(flags)
 
@@ -149,45 +163,45 @@ def _code_gaps(coder, gaps, count):
 
 
 def _code_values(coder, words, count, dtype):
-    """Write or read a vector of values, of any kind."""
+    """Write or read a vector of values, with a codebook or as bytes."""
     if count == 0:
         return np.zeros(0, dtype)
     width = 8 * np.dtype(dtype).itemsize
     book = None if words is None else _codebook(words)
     size = None if book is None else len(book)
-    size = code_number(coder, size, _MOST_DISTINCT)
+    size = code_number(coder, size, _MAX_DISTINCT)
     if size == 0:
-        return _code_planes(coder, words, count, dtype)
+        return _code_bytes(coder, words, count, dtype)
     book = _code_codebook(coder, book, size, width)
-    indices = None if words is None else _places_in(book, words)
+    indices = None if words is None else _indices_in(book, words)
     indices = code_symbols(coder, indices, count, size)
     return book.astype(dtype)[indices] if words is None else words
 
 
 def _codebook(words):
-    """Return the distinct values, none if there are too many to list."""
-    most = min(_MOST_DISTINCT, max(len(words) // 4, 1))
+    """Return the distinct values, or none if there are too many."""
+    maximum = min(_MAX_DISTINCT, max(len(words) // 4, 1))
     book = words[:0]
     if words.itemsize == 1:
         return book
     for part in parts(len(words)):
         book = np.union1d(book, words[part])
-        if len(book) > most:
+        if len(book) > maximum:
             return words[:0]
     return book
 
 
-def _places_in(book, words):
-    places = np.empty(len(words), "uint8")
+def _indices_in(book, words):
+    indices = np.empty(len(words), "uint8")
     for part in parts(len(words)):
-        places[part] = np.searchsorted(book, words[part])
-    return places
+        indices[part] = np.searchsorted(book, words[part])
+    return indices
 
 
 def _code_codebook(coder, book, size, width):
     halves = None
     if width == 32:
-        # Whether half precision holds these floats, as it holds rounded ones.
+        # Whether the values are exact in float16. Rounded values may be.
         if book is not None:
             halves = _to_half(book)
         is_half = code_small(
@@ -207,37 +221,42 @@ def _to_half(book):
     return halves.view("uint16") if same.all() else None
 
 
-def _code_planes(coder, words, count, dtype):
-    """Write or read values byte by byte: exponents repeat, the rest not."""
+def _code_bytes(coder, words, count, dtype):
+    """Write or read values byte by byte.
+
+    A histogram saves bits for the bytes with exponents, which repeat.
+    """
     decoded = np.zeros(count, dtype) if words is None else words
     for shift in range(0, 8 * np.dtype(dtype).itemsize, 8):
-        plane = use = None
+        byte_plane = use_histogram = None
         if words is not None:
-            plane = _plane(words, shift)
-            use = _histogram_pays(plane)
-        if code_small(coder, use, 2):
-            plane = code_symbols(coder, plane, count, 256)
+            byte_plane = _byte_of(words, shift)
+            use_histogram = _histogram_saves_bits(byte_plane)
+        if code_small(coder, use_histogram, 2):
+            byte_plane = code_symbols(coder, byte_plane, count, 256)
         else:
-            plane = code_bits(coder, plane, count, 8)
+            byte_plane = code_bits(coder, byte_plane, count, 8)
         if words is None:
             for part in parts(count):
-                decoded[part] |= plane[part].astype(dtype) << dtype.type(shift)
+                decoded[part] |= byte_plane[part].astype(dtype) << dtype.type(
+                    shift
+                )
     return decoded
 
 
-def _plane(words, shift):
+def _byte_of(words, shift):
     """Return one byte of each word."""
-    plane = np.empty(len(words), "uint8")
+    byte_plane = np.empty(len(words), "uint8")
     for part in parts(len(words)):
-        plane[part] = (words[part] >> words.dtype.type(shift)) & 255
-    return plane
+        byte_plane[part] = (words[part] >> words.dtype.type(shift)) & 255
+    return byte_plane
 
 
-def _histogram_pays(plane):
-    counts = counts_of(plane, 256)
+def _histogram_saves_bits(byte_plane):
+    counts = counts_of(byte_plane, 256)
     counts = counts[counts > 0]
-    bits = np.sum(counts * np.log2(len(plane) / counts))
-    return int(bits + 8 * len(counts) + 64 < 8 * len(plane))
+    bits = np.sum(counts * np.log2(len(byte_plane) / counts))
+    return int(bits + 8 * len(counts) + 64 < 8 * len(byte_plane))
 
 
 def _ravel(words):

@@ -1,4 +1,4 @@
-"""Callbacks that compress weights during training: zeros, shared values."""
+"""Callbacks that compress weights in training: pruning and weight sharing."""
 
 from keras_distill.compression.weights._keep_compressed import (
     KeepCompressed as KeepCompressed,

@@ -1,54 +1,59 @@
-"""KeepCompressed: zeros and shared values outlive further training.
+"""`KeepCompressed`: keep zeros and shared values in further training.
 
-What is to be kept is read from the weights themselves, so that it comes along
-wherever they go: through files, `pack`, copies and `quantize_aware`.
+The callback finds them in the weights. So it works after a model was saved,
+packed, copied, or passed through `quantize_aware`.
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.compression.weights import _kernels
-from keras_distill.compression.weights._held_values import Clusters
-from keras_distill.compression.weights._held_values import Zeros
+from keras_distill.compression._models import student_of
+from keras_distill.compression.weights import _weight_selection
+from keras_distill.compression.weights._kept_values import KeptClusters
+from keras_distill.compression.weights._kept_values import KeptZeros
 from keras_distill.compression.weights._optimizer_hook import OptimizerHook
 
-# As many values as `WeightSharing` makes.
-_MOST = 256
+# The maximum number of shared values, as in `WeightSharing`.
+_MAX_VALUES = 256
 
 
 class KeepCompressed(keras.callbacks.Callback):
-    """Keeps what pruning and weight sharing have made, in any further `fit()`.
+    """Keeps zeros and shared values during a further `fit()`.
 
-    At the first step of `fit()` it looks at the trainable weights, and from
-    then on holds, inside each training step,
+    When the first epoch begins, the callback finds zeros and shared values in
+    the trainable weights. It keeps them inside each training step:
 
-    - zeros of kernels: they stay exactly zero,
-    - shared values: weights of one kernel (or bias, or other weight) that are
-      equal stay equal, and move as one, as under `WeightSharing`.
+    - Zeros of kernels stay exactly zero.
+    - Equal entries of a kernel (or bias, or other weight) stay equal and are
+      trained as one value, as with `WeightSharing`.
 
-    A weight counts as shared if it has from 2 to 256 different values that are
-    not zero, and fewer than it has entries that are not zero. So does a kernel
-    of which this is true in each output channel, where a value stands twice on
-    average: what is left of a shared kernel into which a normalization was
-    folded. The other weights are trained freely.
+    A weight is shared if it has 2 to 256 distinct nonzero values, and fewer
+    than it has nonzero entries. A kernel is also shared if this is the case in
+    each output channel and each value occurs twice on average: this is a shared
+    kernel after a normalization was folded into it. All other weights are
+    trained as usual.
 
-    Give it to every `fit()` after those of `MagnitudePruning` and
-    `WeightSharing`, also of what `quantize_aware` returned. Nothing has to be
-    remembered between them, so the model may have been saved and loaded. Of a
-    `Distiller`, the student is held. After `fit()` the optimizer is as it was.
+    Use it in each `fit()` after those with `MagnitudePruning` and
+    `WeightSharing`, also for a model that `quantize_aware` returned. No mask is
+    stored, so the model may have been saved and loaded in between. For a
+    `Distiller`, the weights of the student are kept. After `fit()`, the
+    optimizer is restored.
 
     Args:
-        exclude: a layer to train freely, or a list of them, by name or path
-            (`"logits"`, `"backbone/conv_1"`); a nested model stands for all
-            layers in it.
+        exclude: a layer whose weights are trained as usual, or a list of
+            layers, by name or path (`"logits"`, `"backbone/conv_1"`). The name
+            of a nested model stands for all layers in it.
 
     Raises:
-        ValueError: at the beginning of `fit()`, if the model is not built, has
-            no layer of a name in `exclude`, or is held by another callback of
-            these; at the first step, if it has neither zeros nor shared values.
+        ValueError: when `fit()` begins, if the model is not built, if a name in
+            `exclude` matches no layer, or if `MagnitudePruning` or
+            `WeightSharing` is used in the same `fit()`; when the first epoch
+            begins, if the model has neither zeros nor shared values.
 
     Example:
 
@@ -70,80 +75,85 @@ class KeepCompressed(keras.callbacks.Callback):
     ```
     """
 
-    # Nothing that runs beside the training touches the model.
+    # The methods that Keras may call from other threads do not use the model.
     async_safe = True
 
-    def __init__(self, exclude=()):
+    def __init__(self, exclude: str | Sequence[str] = ()) -> None:
         super().__init__()
         self.exclude = exclude
 
-    def on_train_begin(self, logs=None):
-        _kernels.check_ready(self.model, self)
-        student = _kernels.student_of(self.model)
-        self._weights = _kernels.without(
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        _weight_selection.check_ready(self.model, self)
+        student = student_of(self.model)
+        self._weights = _weight_selection.not_excluded(
             student.trainable_variables, student, self.exclude
         )
         self._hook = OptimizerHook(self)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if self._hook.held:
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if self._hook.kept:
             return
-        # Not before: other callbacks may have restored weights.
-        model = _kernels.student_of(self.model)
-        is_kernel = {id(kernel) for kernel in _kernels.trainable_kernels(model)}
+        # Not in `on_train_begin`: other callbacks may restore weights there.
+        model = student_of(self.model)
+        is_kernel = {
+            id(kernel) for kernel in _weight_selection.trainable_kernels(model)
+        }
         for weight in self._weights:
             values = ops.convert_to_numpy(weight)
-            if values.itemsize < 4:  # NumPy itself knows no bfloat16.
+            if values.itemsize < 4:  # NumPy has no bfloat16.
                 values = values.astype("float32")
             if _is_shared(values):
-                self._hold_clusters(weight, values)
+                self._keep_clusters(weight, values)
             elif id(weight) in is_kernel and not np.all(values):
-                self._hold_zeros(weight, values)
-        if not self._hook.held:
+                self._keep_zeros(weight, values)
+        if not self._hook.kept:
             self._hook.remove()
             raise ValueError(
-                "KeepCompressed has nothing to keep: no trainable kernel of "
-                f"{model.name!r} has zeros, and no trainable weight has shared "
-                "values. "
-                "Give it to the `fit()` after that of `MagnitudePruning` or "
-                "`WeightSharing`."
+                "`KeepCompressed` requires a model with zeros or shared "
+                "values. Received: the model "
+                f"{model.name!r}, without zeros in trainable kernels and "
+                "without shared values in trainable weights. Use "
+                "`KeepCompressed` in a `fit()` after that with "
+                "`MagnitudePruning` or `WeightSharing`."
             )
         self._hook.compile()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._hook.remove()
         del self._hook, self._weights
 
-    def _hold_clusters(self, weight, values):
+    def _keep_clusters(self, weight, values):
         centroids = np.unique(values[values != 0])
         clusters = np.searchsorted(centroids, values) + 1
         clusters[values == 0] = 0
-        held = Clusters(self._hook, weight, len(centroids))
-        held.choose(clusters, np.append(np.zeros(1, values.dtype), centroids))
-        self._hook.held.append(held)
+        kept = KeptClusters(self._hook, weight, len(centroids))
+        kept.choose(clusters, np.append(np.zeros(1, values.dtype), centroids))
+        self._hook.kept.append(kept)
 
-    def _hold_zeros(self, weight, values):
+    def _keep_zeros(self, weight, values):
         if not np.any(values):
             warnings.warn(
-                f"KeepCompressed holds the kernel {weight.path!r} at zero, all "
-                "of it, so that it does not learn. Name it in `exclude` if it "
-                "is to be trained.",
+                f"`KeepCompressed` keeps the whole kernel {weight.path!r} at "
+                "zero, so it is not trained. To train it, add its layer to "
+                "`exclude`.",
                 stacklevel=2,
             )
-        held = Zeros(self._hook, weight)
-        held.choose(values == 0)
-        self._hook.held.append(held)
+        kept = KeptZeros(self._hook, weight)
+        kept.choose(values == 0)
+        self._hook.kept.append(kept)
 
 
 def _is_shared(values):
-    """Return whether equal values of a weight are so on purpose."""
-    left = values[values != 0]
-    distinct = len(np.unique(left))
-    if distinct <= _MOST:
-        return 2 <= distinct < left.size
+    """Return whether a weight has shared values, as the class describes."""
+    nonzero = values[values != 0]
+    distinct = len(np.unique(nonzero))
+    if distinct <= _MAX_VALUES:
+        return 2 <= distinct < nonzero.size
     by_channel = np.sort(values.reshape(-1, values.shape[-1]), axis=0)
     new = np.concatenate(
         [by_channel[:1] != 0, np.diff(by_channel, axis=0) != 0]
     )
     counts = np.count_nonzero(new & (by_channel != 0), axis=0)
-    return counts.max() <= _MOST and 2 * counts.sum() <= left.size
+    return counts.max() <= _MAX_VALUES and 2 * counts.sum() <= nonzero.size

@@ -1,74 +1,94 @@
-"""What a callback puts around an optimizer for one `fit()`, and takes away.
+"""A hook that corrects weights inside each training step, during one `fit()`.
 
-Weights change in one place, the optimizer's `apply`, and of all state only the
-optimizer's own variables can be read there in the compiled step of every
-backend: a plain array would become a constant of it, and on JAX a layer's
-variable lies outside the optimizer's scope. So during `fit()` the user's
-optimizer, the very object, has an `apply` of ours, and variables of ours among
-its own.
+Weights change in one place: `optimizer.apply`. The compiled step of all three
+backends can read no other state there than the optimizer's own variables. A
+plain array would become a constant, and on JAX a layer's variable is outside
+the optimizer's scope. So during `fit()`, the user's optimizer object has a
+replaced `apply` and additional variables in its list of variables.
 
-Left out: a wrapping optimizer, and a subclass put in place of the class. Both
-would be in every checkpoint. What is written during `fit()` is what the
-optimizer would write without a hook, and can be read with one and without one.
+Two other designs were rejected: an optimizer that wraps the user's, and a
+subclass that replaces its class. Both would be part of each checkpoint. With
+this hook, files written during `fit()` are the same as without it, and can be
+loaded with and without it.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 
+from keras_distill._typing import Tensor
+
+if TYPE_CHECKING:
+    from keras_distill.compression.weights._kept_values import KeptValues
+
+# The attribute of the optimizer that has the hook.
+_HOOK = "_keras_distill_hook"
+_FILE_METHODS = ("save_own_variables", "load_own_variables")
+
 
 class OptimizerHook:
-    """Wraps the `apply` of a model's optimizer.
+    """Replaces `apply` of a model's optimizer until `remove()`.
 
     Args:
-        callback: the callback that installs it, at the beginning of `fit()`.
+        callback: the callback that installs the hook, when `fit()` begins.
 
     Attributes:
-        held: list of `Zeros` and `Clusters`, whose gradients and weights the
-            steps change that are compiled afterwards.
+        kept: list of `KeptValues`. Set it before `compile()`.
 
     Raises:
         ValueError: if another callback of the same `fit()` has a hook.
     """
 
-    def __init__(self, callback):
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
         model = callback.model
         outer = model.optimizer
-        # A LossScaleOptimizer applies nothing itself, and skips bad steps.
+        # The `apply` of a LossScaleOptimizer is not always run: it skips steps
+        # with infinite gradients.
         self.optimizer = getattr(outer, "inner_optimizer", outer)
         self.run = callback.params  # one object for all callbacks of a `fit()`
-        self.model, self.held = model, []
+        self.model = model
+        self.kept: list[KeptValues] = []
         if not outer.built:
             outer.build(model.trainable_variables)
         previous = vars(self.optimizer).get(_HOOK)
         if previous is not None:
             previous.refuse_the_same_run(self.run)
             previous.remove()  # left behind by a `fit()` that was interrupted
-        self.state = []
-        self._own = vars(self.optimizer)["_variables"]
+        self.state: list[keras.Variable] = []
+        self._own_variables = vars(self.optimizer)["_variables"]
         self._trained = list(model.trainable_variables)
         self._outer = outer
-        self._replace()
+        self._replace_methods()
 
-    def refuse_the_same_run(self, run):
+    def refuse_the_same_run(self, run: dict[str, Any]) -> None:
+        """Raise a ValueError if this hook belongs to the same `fit()`."""
         if self.run is run:
             raise ValueError(
-                "Two callbacks of one `fit()` want to hold the weights. Prune "
-                "in one `fit()`, share weights in the next, which keeps the "
-                "zeros, and train on with `KeepCompressed()` alone."
+                "A `fit()` can have only one of the callbacks "
+                "`MagnitudePruning`, `WeightSharing` and `KeepCompressed`. "
+                "Received: two of them. Prune in one `fit()`, share weights in "
+                "the next one (the zeros are kept), and continue with "
+                "`KeepCompressed()` only."
             )
 
-    def add_state(self, reference, name, dtype):
-        """Return a new variable of zeros that `after` may read.
+    def add_state(
+        self, reference: keras.Variable, name: str, dtype: str
+    ) -> keras.Variable:
+        """Return a new variable of zeros that the compiled step can read.
 
         Args:
-            reference: the weight that it belongs to, whose shape it has.
+            reference: a weight, whose shape and layout the variable gets.
             name: str, the name of the new variable.
-            dtype: its dtype.
+            dtype: str, its dtype.
         """
         attributes = vars(self.optimizer)
-        # TensorFlow's checkpoints refuse a list of variables that lost one. So
-        # the list of its own is set aside, and another one takes its place.
+        # TensorFlow cannot write a checkpoint of a list that lost an entry. So
+        # the optimizer's own list stays as it is, and another list replaces it.
         attributes["_track_variable"] = self.state.append
         strategy = getattr(self.model, "distribute_strategy", None)
         with strategy.scope() if strategy else contextlib.nullcontext():
@@ -79,10 +99,10 @@ class OptimizerHook:
                 name=name,
             )
         del attributes["_track_variable"]
-        attributes["_variables"] = [*self._own, *self.state]
+        attributes["_variables"] = [*self._own_variables, *self.state]
         return variable
 
-    def averages_of(self, weight):
+    def averages_of(self, weight: keras.Variable) -> list[keras.Variable]:
         """Return the moving averages that the optimizer has of a weight."""
         several = getattr(self.optimizer, "optimizers", [self.optimizer])
         return [
@@ -96,49 +116,52 @@ class OptimizerHook:
             if variable is weight
         ]
 
-    def compile(self):
-        """Have the step compiled anew, now that all state is there."""
+    def compile(self) -> None:
+        """Compile the training step again, after all state was added."""
         self.model.make_train_function(force=True)
 
-    def remove(self):
-        """Give the optimizer back as it was."""
-        vars(self.optimizer)["_variables"] = self._own
+    def remove(self) -> None:
+        """Restore the optimizer."""
+        vars(self.optimizer)["_variables"] = self._own_variables
         for optimizer in (self.optimizer, self._outer):
-            for name in ("apply", _HOOK, *_FILES):
+            for name in ("apply", _HOOK, *_FILE_METHODS):
                 if name in vars(optimizer):
                     delattr(optimizer, name)
         self.model.train_function = None
 
-    def _replace(self):
+    def _replace_methods(self):
         setattr(self.optimizer, _HOOK, self)
         self.optimizer.apply = self._apply
-        # Both write the variables of the inner one.
+        # Both save the variables of the inner optimizer.
         for optimizer in {
             id(o): o for o in (self.optimizer, self._outer)
         }.values():
             optimizer.save_own_variables = _saving(optimizer, self.state)
             optimizer.load_own_variables = _loading(optimizer, self.state)
 
-    def _apply(self, grads, trainable_variables=None):
+    def _apply(
+        self,
+        grads: list[Tensor],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
         variables = trainable_variables
         if variables is None:
             variables = self._trained
-        grads, places = list(grads), {id(v): i for i, v in enumerate(variables)}
-        for held in self.held:
-            place = places[id(held.weight)]
-            grads[place] = held.with_sum(grads[place])
+        grads = list(grads)
+        positions = {id(v): i for i, v in enumerate(variables)}
+        for kept in self.kept:
+            position = positions[id(kept.weight)]
+            grads[position] = kept.before_step(grads[position])
         type(self.optimizer).apply(self.optimizer, grads, trainable_variables)
-        for held in self.held:
-            held.hold()
-
-
-_HOOK = "_keras_distill_hook"
-_FILES = ("save_own_variables", "load_own_variables")
+        for kept in self.kept:
+            kept.after_step()
 
 
 def _saving(optimizer, state):
-    def save_own_variables(store):
-        values = {}
+    """Return a `save_own_variables` without the hook's variables."""
+
+    def save_own_variables(store: MutableMapping[str, Any]) -> None:
+        values: dict[str, Any] = {}
         type(optimizer).save_own_variables(optimizer, values)
         for key in list(values)[: len(values) - len(state)]:
             store[key] = values[key]
@@ -147,7 +170,9 @@ def _saving(optimizer, state):
 
 
 def _loading(optimizer, state):
-    def load_own_variables(store):
+    """Return a `load_own_variables` that leaves the hook's variables alone."""
+
+    def load_own_variables(store: MutableMapping[str, Any]) -> None:
         values = {key: store[key] for key in store.keys()}
         for index, variable in enumerate(state, len(values)):
             values[str(index)] = keras.ops.convert_to_numpy(variable)

@@ -1,33 +1,49 @@
-"""What MagnitudePruning says of shares of zeros that were not asked for."""
+"""Warnings of `MagnitudePruning` about an unexpected share of zeros."""
+
+from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
+if TYPE_CHECKING:
+    from keras_distill.compression.weights._magnitude_pruning import (
+        MagnitudePruning,
+    )
 
-def warn_of_lost_zeros(pruning, kernels):
+
+def warn_of_lost_zeros(
+    pruning: MagnitudePruning, kernels: list[keras.Variable]
+) -> None:
     """Warn if a schedule begins with fewer zeros than the kernels have.
 
-    A kernel of nothing but zeros was initialized so, and is not pruned.
+    Kernels that are zero everywhere do not count: they were initialized with
+    zeros, not pruned.
     """
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
     values = [array for array in values if np.any(array)]
     share, first = _share(values), pruning.sparsity_in_force(0)
     if _is_below(first, share, values):
         warnings.warn(
-            f"MagnitudePruning begins with {first:.1%} zeros, and the kernels "
-            f"to prune have {share:.1%} by now: more than it holds are trained "
-            "again. To keep what an earlier `fit()` has pruned, give it "
+            f"`MagnitudePruning` begins with {first:.1%} zeros, but the "
+            f"kernels already have {share:.1%} zeros. The other zeros are "
+            "trained again. To keep them, use "
             f"`initial_sparsity={math.floor(share * 1000) / 1000}` and "
-            "`begin_step=0`; to prune no more, train with `KeepCompressed()` "
-            "in its place.",
+            "`begin_step=0`. If you do not want to prune further, use "
+            "`KeepCompressed()` instead.",
             stacklevel=2,
         )
 
 
-def warn_of_missing_zeros(pruning, kernels, step):
+def warn_of_missing_zeros(
+    pruning: MagnitudePruning, kernels: list[keras.Variable], step: int
+) -> None:
     """Warn at the end of `fit()` if zeros of the schedule are missing."""
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
     share, final = _share(values), pruning.final_sparsity
@@ -35,46 +51,47 @@ def warn_of_missing_zeros(pruning, kernels, step):
         return
     reached = pruning.sparsity_in_force(step)
     if _is_below(share, reached, values):
-        reason = _put_back(pruning, reached)
+        reason = _restored_weights(pruning, reached)
     else:
         reason = (
-            f"The training ended after {step} steps, and the schedule does at "
-            f"`end_step={pruning.end_step}`."
+            f"The training ended after {step} steps, before the schedule did "
+            f"at `end_step={pruning.end_step}`. Train longer, or use a smaller "
+            "`end_step`."
         )
     warnings.warn(
-        f"After `fit()` with MagnitudePruning, {share:.1%} of the weights to "
-        f"prune are zeros. Expected: `final_sparsity`, {final:.1%}. {reason}",
+        f"After `fit()` with `MagnitudePruning`, {share:.1%} of the kernel "
+        f"weights are zero. Expected: `final_sparsity`, {final:.1%}. {reason}",
         stacklevel=2,
     )
 
 
 class AfterAllCallbacks:
-    """Runs a function when every callback of a `fit()` has ended.
+    """Runs a function after `on_train_end` of all callbacks of a `fit()`.
 
-    EarlyStopping puts weights back when it ends, before or after the callback
-    that wants to know of it. The History that Keras appends ends after all that
-    the user gives.
+    EarlyStopping restores weights in its `on_train_end`, which may run before
+    or after that of a given callback. Keras appends a History to the user's
+    callbacks, so its `on_train_end` runs last.
 
     Args:
-        callback: the callback, when `fit()` begins.
+        callback: a callback, when `fit()` begins.
     """
 
-    def __init__(self, callback):
-        self.function = None
-        self.history = getattr(callback.model, "history", None)
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        self.function: Callable[[], None] | None = None
+        self.history: Any = getattr(callback.model, "history", None)
         # One object for all callbacks of a `fit()`.
         self.waits = getattr(self.history, "params", None) is callback.params
-        if self.waits:
+        if self.history is not None and self.waits:
             self.history.on_train_end = self._history_ends
 
-    def run(self, function):
-        """Run the function, now if the History has ended or there is none."""
+    def run(self, function: Callable[[], None]) -> None:
+        """Run the function later, or now if there is no running History."""
         if self.waits:
             self.function = function
         else:
             function()
 
-    def _history_ends(self, logs=None):
+    def _history_ends(self, logs: dict[str, Any] | None = None) -> None:
         self.waits = False
         del self.history.on_train_end
         self.history.on_train_end(logs)
@@ -82,15 +99,16 @@ class AfterAllCallbacks:
             self.function()
 
 
-def _put_back(pruning, reached):
+def _restored_weights(pruning, reached):
+    """Return the sentences on a callback that restored earlier weights."""
     steps = pruning.params.get("steps")
     number = max(math.ceil(pruning.end_step / steps) - 1, 0) if steps else "..."
     return (
-        f"The schedule had reached {reached:.1%}, and a callback has put back "
-        "weights of an earlier time, as `EarlyStopping(restore_best_weights="
-        "True)` does. Let it count from the end of the schedule, with "
-        f"`start_from_epoch={number}`; or prune in one `fit()` and choose the "
-        "best weights in the next, with `KeepCompressed()` beside it."
+        f"The schedule had reached {reached:.1%}, but a callback restored "
+        "weights from an earlier step, as `EarlyStopping(restore_best_weights="
+        "True)` does. Start `EarlyStopping` after the schedule, with "
+        f"`start_from_epoch={number}`. Or prune in one `fit()`, and select the "
+        "best weights in the next one, together with `KeepCompressed()`."
     )
 
 
@@ -101,6 +119,9 @@ def _share(values):
 
 
 def _is_below(share, expected, values):
-    """Return whether it is by more than one weight of each array."""
+    """Return whether a share is below the expected one.
+
+    The tolerance is one weight per array, for rounding.
+    """
     size = sum(array.size for array in values)
     return (expected - share) * size > len(values)

@@ -1,7 +1,8 @@
-"""What the outputs of models are measured against: labels and metrics."""
+"""The labels and metrics that the outputs of models are measured with."""
 
 import collections
-import typing
+from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -17,12 +18,13 @@ from keras_distill.reports._arguments import check_inputs
 
 _METRICS = (
     'Give `metrics`, such as `metrics={"mae": '
-    "keras.metrics.MeanAbsoluteError()}`, and for several outputs a dict of "
-    "such by the name of an output."
+    "keras.metrics.MeanAbsoluteError()}`. For several outputs, give a dict of "
+    "metrics by output name."
 )
-# `compile()` takes them for one thing or another by the shapes that it sees.
+# `compile()` replaces these names by a metric that depends on the shapes.
 _BY_SHAPE = ("acc", "accuracy", "ce", "crossentropy")
-# These compare value by value: other shapes would be broadcast.
+# These compare labels and outputs value by value. If the shapes differ, they
+# would be broadcast.
 _OF_VALUES = (
     "cosinesimilarity",
     "huber",
@@ -37,26 +39,31 @@ _OF_VALUES = (
 )
 
 
-class Target(typing.NamedTuple):
-    """What one output is measured against.
+class Target(NamedTuple):
+    """The labels and metrics of one output.
 
     Attributes:
-        index: the place of the output among those of the model, flattened.
-        prefix: what the keys of its figures begin with.
+        position: the index of the output among the flattened model outputs.
+        prefix: the beginning of the keys of its figures.
         labels: an array, in a shape that metrics can compare with the output.
-        classes: the labels as class indices, None if they are none.
-        metrics: `{name: metric}`.
+        classes: the labels as class indices, None if they are not classes.
+        metrics: `{name: metric}`. None instead of a metric is accuracy.
     """
 
-    index: int
+    position: int
     prefix: str
     labels: np.ndarray
     classes: np.ndarray | None
     metrics: dict
 
 
-def check_data(models, data, metrics):
-    """Return `(x, targets)` if they fit all models."""
+def check_data(
+    models: dict[str, keras.Model], data: Any, metrics: Any
+) -> tuple[Any, list[Target]]:
+    """Return `(x, targets)`, after checking that they fit all models.
+
+    The arguments are those of `compare`.
+    """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(
             "`data` must be a tuple `(x, y)` of arrays. "
@@ -67,12 +74,15 @@ def check_data(models, data, metrics):
     shapes = [array.shape for array in tree.flatten((x, y))]
     if len({shape[:1] for shape in shapes}) > 1 or not all(shapes[-1][:1]):
         raise ValueError(
-            "`data` must be arrays, with as many labels as inputs, and some. "
-            f"Received: inputs and labels of shape {shapes}"
+            "`data` must be arrays with as many labels as inputs, and at least "
+            f"one sample. Received: inputs and labels of shape {shapes}"
         )
     for array in tree.flatten((x, y)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError("`data` has NaN or infinite values in it.")
+            raise ValueError(
+                "`data` must have finite values. Received: NaN or infinity in "
+                f"an array of shape {array.shape}"
+            )
     _check_same_outputs(models)
     for name, model in models.items():
         check_inputs(name, model, x)
@@ -99,9 +109,10 @@ def _check_same_outputs(models):
     for name, shapes in others:
         if shapes != expected:
             raise ValueError(
-                "All models must have the same outputs, in number, name and "
-                f"shape, to be measured on the same data. Received: {first!r} "
-                f"with {expected} and {name!r} with {shapes}"
+                "All models must have the same outputs (number, names and "
+                "shapes), because they are measured on the same data. "
+                f"Received: {first!r} with {expected} and {name!r} with "
+                f"{shapes}"
             )
 
 
@@ -127,7 +138,7 @@ def _names(model):
 def _targets(model, y, metrics):
     outputs = tree.flatten(known_outputs(model))
     if metrics is None:
-        return [_of_a_classifier(outputs, y)]
+        return [_classifier_target(outputs, y)]
     paths, names = output_paths(known_outputs(model)), _names(model)
     _check_names(metrics, names)
     targets = []
@@ -140,8 +151,8 @@ def _targets(model, y, metrics):
         if labels is None or tree.is_nested(labels):
             raise ValueError(
                 f"`data` has no labels for the output {names[index]!r}, which "
-                "has metrics. Expected: a list of labels, or a dict by the "
-                f"name of an output. Received: {type(y).__name__}"
+                "has metrics. Expected: a list of labels, or a dict of labels "
+                f"by output name. Received: {type(y).__name__}"
             )
         prefix = "" if len(names) == 1 else f"{names[index]}_"
         targets.append(_target(index, prefix, labels, outputs[index], config))
@@ -149,42 +160,42 @@ def _targets(model, y, metrics):
 
 
 def _check_names(metrics, names):
-    """Raise a ValueError if a dict of metrics fits none of the outputs."""
+    """Raise a ValueError if metrics do not match the outputs."""
     if len(names) == 1:
         return
     if not isinstance(metrics, (dict, list, tuple)):
         raise ValueError(
-            f"The models have {len(names)} outputs, {names}: `metrics` must be "
-            "a dict by the name of an output, or a list with one entry for "
-            f"each. Received: metrics={metrics!r}"
+            f"The models have {len(names)} outputs, {names}. `metrics` must be "
+            "a dict by output name, or a list with one entry for each output. "
+            f"Received: metrics={metrics!r}"
         )
     unknown = set(metrics) - set(names) if isinstance(metrics, dict) else ()
     if unknown or len(metrics) > len(names):
         raise ValueError(
-            "`metrics` must be a dict by the name of an output, or a list with "
-            f"one entry for each. The outputs are {names}. "
+            "`metrics` must be a dict by output name, or a list with one entry "
+            f"for each output. The outputs are {names}. "
             f"Received: metrics={metrics!r}"
         )
 
 
-def _of_a_classifier(outputs, y):
+def _classifier_target(outputs, y):
     shapes = [tuple(tensor.shape) for tensor in outputs]
     if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] < 2:
         raise ValueError(
-            "Accuracy and agreement are those of classifiers, of one output of "
-            "shape (..., classes), with at least two classes. Received: "
-            f"outputs of shape {shapes}. {_METRICS}"
+            "Accuracy and agreement require a classifier with one output of "
+            "shape (..., classes) and at least two classes. Received: outputs "
+            f"of shape {shapes}. {_METRICS}"
         )
     if tree.is_nested(y):
         y = select(y, (), 0, None)
     classes = _classes(y, outputs[0])
     if classes is None:
         raise ValueError(
-            f"Labels must be integers from 0 to {shapes[0][-1] - 1}, or one-"
-            "hot (and integers if the model ends in a sigmoid, which may have "
-            f"several labels at once). Received: labels of shape {y.shape} and "
-            f"dtype {y.dtype}, from {y.min()} to {y.max()}. For values or "
-            f"several labels: {_METRICS}"
+            f"Labels must be integers from 0 to {shapes[0][-1] - 1}, or "
+            "one-hot. If the model ends in a sigmoid, they must be integers, "
+            "because it may predict several labels at once. Received: labels "
+            f"of shape {y.shape} and dtype {y.dtype}, from {y.min()} to "
+            f"{y.max()}. For regression or multi-label models: {_METRICS}"
         )
     return Target(0, "", y, classes, {"accuracy": None})
 
@@ -214,24 +225,24 @@ def _target(index, prefix, labels, output, config):
     classes = _classes(labels, output)
     fits = labels.shape[1:] == shape
     for name, metric in metrics.items():
-        if not fits and (classes is None or _kind(metric) in _OF_VALUES):
+        if not fits and (classes is None or _class_name(metric) in _OF_VALUES):
             raise ValueError(
-                f"The labels don't fit the metric {name!r}. Expected: labels "
-                f"of shape {(None, *shape)}, as the output has, or class "
-                "indices for a metric of such. Received: labels of shape "
+                f"The labels do not fit the metric {name!r}. Expected: labels "
+                f"of the output's shape {(None, *shape)}, or class indices for "
+                "a metric that takes class indices. Received: labels of shape "
                 f"{labels.shape} and dtype {labels.dtype}"
             )
     return Target(index, prefix, labels, classes, metrics)
 
 
-def _kind(metric):
-    """Return the name of a metric's class or function, in small letters."""
+def _class_name(metric):
+    """Return the name of a metric's class or function, in lower case."""
     name = getattr(metric, "__name__", type(metric).__name__)
     return name.replace("_", "").lower()
 
 
 def _named(config):
-    """Return `{name: metric}` of what was given for one output."""
+    """Return `{name: metric}` for the metrics of one output."""
     if isinstance(config, dict):
         return {str(name): _metric(metric) for name, metric in config.items()}
     if not isinstance(config, (list, tuple)):
@@ -240,8 +251,8 @@ def _named(config):
     counts = collections.Counter(name for name, _ in named)
     if len(counts) < len(named):
         raise ValueError(
-            "Metrics in a list are called by their names, which must differ. "
-            f"Received: {[name for name, _ in named]}. Give a dict by name."
+            "The metrics in a list must have different names. Received: "
+            f"{[name for name, _ in named]}. Give a dict of metrics by name."
         )
     return dict(named)
 
@@ -259,14 +270,14 @@ def _metric(given):
     if isinstance(given, str):
         if given in _BY_SHAPE:
             raise ValueError(
-                f"{given!r} stands for several metrics. Give the one that you "
-                "mean, such as `keras.metrics.SparseCategoricalAccuracy()`. "
+                f"The name {given!r} stands for several metrics. Give one of "
+                "them, such as `keras.metrics.SparseCategoricalAccuracy()`. "
                 f"Received: {given!r} in `metrics`"
             )
         metric = keras.metrics.get(given)
     if not callable(metric) or isinstance(metric, type):
         raise TypeError(
-            "`metrics` must hold metrics of Keras, their names, or functions "
-            f"of labels and outputs. Received: {given!r}"
+            "`metrics` must be Keras metrics, their names, or functions of "
+            f"labels and outputs. Received: {given!r}"
         )
     return metric
