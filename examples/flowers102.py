@@ -89,7 +89,8 @@ def views(smallest_area, *mix):
 
 
 teacher_epochs = -(-options.epochs // 4)
-augmented = keras.Sequential([views(0.3), teacher])
+resize = layers.Resizing(SIZE, SIZE)  # Images that are not cropped.
+augmented = keras.Sequential([views(0.3), resize, teacher])
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 augmented.compile(keras.optimizers.Adam(3e-4), loss, metrics=["accuracy"])
 augmented.fit(x, y, batch_size=64, epochs=teacher_epochs, verbose=2)

@@ -61,15 +61,14 @@ def distil(hints):
         hints=hints,
     )
     distiller.compile(keras.optimizers.Adam(3e-3), FunctionMatching())
-    history = distiller.fit(x, epochs=30, verbose=0).history
-    print({name: round(values[-1], 3) for name, values in history.items()})
+    distiller.fit(x, batch_size=64, epochs=30, verbose=0)
     return student
 
 
 outputs_only = distil(hints=[])
-with_hint = distil(hints=[Hint("block_2", "block_2", weight=1.0)])
+student = distil(hints=[Hint("block_2", "block_2", weight=1.0)])
 
 # ## Compare
-models = {"teacher": teacher, "outputs": outputs_only, "hint": with_hint}
+models = {"teacher": teacher, "outputs": outputs_only, "hint": student}
 print(compare(models, (x_test, y_test), litert=()))
-with_hint.save("student.keras")
+student.save("student.keras")

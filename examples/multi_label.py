@@ -59,7 +59,7 @@ def cnn(width):
     )
 
 
-teacher, alone, student = cnn(32), cnn(8), cnn(8)
+teacher, alone, student = cnn(24), cnn(8), cnn(8)
 for model, labelled, epochs in ((teacher, 4000, 15), (alone, 400, 100)):
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(2e-3), loss)
@@ -68,7 +68,7 @@ for model, labelled, epochs in ((teacher, 4000, 15), (alone, 400, 100)):
 # ## Distil the other student from all canvases, without labels
 distiller = Distiller(student=student, teacher=teacher)
 distiller.compile(keras.optimizers.Adam(2e-3), BinaryKD(alpha=1.0))
-distiller.fit(x, epochs=20, verbose=2)
+distiller.fit(x, batch_size=64, epochs=30, verbose=2)
 
 # ## Compare: the share of labels that are right
 models = {"teacher": teacher, "400 labels": alone, "distilled": student}

@@ -63,4 +63,4 @@ for student in students.values():
 
 # ## Compare and save
 print(compare({"teacher": teacher, **students}, (x_test, y_test), litert=()))
-students["width 8"].save("student.keras")
+student.save("student.keras")
