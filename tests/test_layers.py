@@ -1,4 +1,4 @@
-"""Layers are named in one way, by name or path, wherever one is named."""
+"""All functions name layers in the same way, by name or path."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def branch(name, inputs=6):
 
 
 def nested():
-    """A model with `same` in itself and in two nested models."""
+    """A model with a layer `same` at the top and in two nested models."""
     inputs = keras.Input((6,))
     deep_inputs = keras.Input((8,))
     inner = branch("inner", 8)
@@ -68,7 +68,7 @@ def test_names_paths_and_ends_of_paths():
 
 
 class Block(layers.Layer):
-    """A layer of one's own with layers in it."""
+    """A custom layer with inner layers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -89,12 +89,12 @@ class Outer(keras.Model):
         return self.same(self.block(inputs))
 
 
-def test_models_without_a_graph_and_layers_of_ones_own():
+def test_subclassed_models_and_custom_layers():
     model = Outer(name="outer")
     model(np.zeros((1, 4)))
     for name in ("block/first", "first", "outer/block/first"):
         assert find_layer(model, name, "exclude") is model.block.first
-    # Keras calls this a path, too.
+    # `layer.path` of Keras works too.
     kernel_of = {layer.path: layer for layer in model.block._flatten_layers()}
     for path, layer in kernel_of.items():
         assert find_layer(model, path, "exclude") is layer
@@ -148,7 +148,7 @@ def test_one_layer_twice_is_refused():
 
 
 @pytest.mark.parametrize("names", ["not", [3], None, 3])
-def test_what_is_no_list_of_names(names):
+def test_other_values_than_lists_of_names(names):
     with pytest.raises(ValueError, match="`exclude`"):
         find_layers(nested(), names, "exclude")
 

@@ -1,4 +1,4 @@
-"""What was packed comes back to the bit, or not at all."""
+"""A packed model is restored bit by bit, or the file is refused."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ from keras_distill.compression.packing import _tensor_codec
 
 
 def bits_of(model):
-    """Dtype, shape and bytes of all state of a model, metrics left out."""
+    """Dtype, shape and bytes of all state of a model, without metrics."""
     metrics = {id(v) for v in model.metrics_variables}
     arrays = [to_numpy(v) for v in model.variables if id(v) not in metrics]
     return [(a.dtype, a.shape, a.tobytes()) for a in arrays]
@@ -51,7 +51,7 @@ def round_trip(words):
 
 @st.composite
 def tensors(draw):
-    """Tensors of any bits, shape and sparsity, of few values or many."""
+    """Tensors with any bits, shape, sparsity and number of values."""
     dtype = np.dtype(draw(st.sampled_from(["u1", "u2", "u4", "u8"])))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -76,7 +76,7 @@ def test_any_bits_come_back(words):
 
 @pytest.mark.parametrize("density", [0.0001, 0.0005, 0.002, 0.005])
 def test_long_gaps_come_back(density):
-    """Of hundreds to thousands of zeros: each length in bits, many times."""
+    """Gaps of hundreds to thousands of zeros, in each length of bits."""
     generator = np.random.default_rng(0)
     places = generator.random((1500, 1000)) < density
     words = places * generator.integers(1, 5, places.shape, "uint32")
@@ -127,7 +127,7 @@ def pruned_and_shared_lenet():
     generator = np.random.default_rng(0)
     for layer in model.layers:
         shape = layer.kernel.shape
-        # Deep Compression finds pixels at the border of no use.
+        # As in Deep Compression, pixels at the border are not used.
         density = 0.04 * generator.random((shape[0], 1))
         places = generator.random(shape) < density
         values = generator.choice(np.linspace(-0.2, 0.2, 8), shape)
@@ -149,7 +149,7 @@ def test_lenet_is_a_fraction_of_what_zlib_makes_of_it(tmp_path):
 
 
 def stateful():
-    """All the state there is: statistics, generators, shared and nested."""
+    """All kinds of state: statistics, generators, shared and nested layers."""
     inner = mlp(4, inputs=4, classes=4, name="inner")
     shared = keras.layers.Dense(4)
     inputs = keras.Input((8, 8, 1))
@@ -166,7 +166,7 @@ def test_all_state_comes_back(tmp_path):
     pack(model, tmp_path / "model")
     again = unpack(tmp_path / "model")
     assert bits_of(again) == bits_of(model)
-    # As JSON: Keras reads tuples back as lists.
+    # As JSON, because Keras loads tuples as lists.
     configs = [json.dumps(m.get_config()) for m in (again, model)]
     assert configs[0] == configs[1]
     assert not again.compiled
@@ -191,7 +191,7 @@ def test_every_bit_of_a_float_counts(dtype, tmp_path):
     kernel.assign(values)
     pack(model, tmp_path / "model")
     assert bits_of(unpack(tmp_path / "model")) == bits_of(model)
-    # Backends may take one NaN for another.
+    # Backends may replace a NaN by another one.
     numbers = ~np.isnan(values.astype("float32"))
     assert to_numpy(kernel)[numbers].tobytes() == values[numbers].tobytes()
 
@@ -277,7 +277,7 @@ def test_what_preprocessing_has_learned_comes_back(kind, tmp_path):
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(output, expected)
     assert bits_of(again) == bits_of(model)
-    # What was unpacked can be packed.
+    # An unpacked model can be packed again.
     pack(again, tmp_path / "again")
     files = [(tmp_path / name).read_bytes() for name in ("model", "again")]
     assert files[0] == files[1]
@@ -301,7 +301,7 @@ def test_assets_stay_in_their_folder(tmp_path):
 
 @keras.saving.register_keras_serializable(package="test")
 class Table(layers.Layer):
-    """Keeps bytes that are no text, in a folder."""
+    """Saves bytes that are not text, in a folder."""
 
     table = b""
 
@@ -328,7 +328,7 @@ def test_assets_of_any_layer_come_back(tmp_path):
 
 
 def test_long_tensors_come_back_in_parts(monkeypatch):
-    """Parts of any length give the same bytes."""
+    """The bytes do not depend on the length of the parts."""
     generator = np.random.default_rng(0)
     dense = generator.normal(size=(50, 60)).astype("float32").view("uint32")
     few = generator.choice(dense.ravel()[:9], (50, 60))
@@ -386,7 +386,7 @@ def test_an_altered_file_is_refused(packed, tmp_path):
 
 
 def test_an_altered_file_of_the_right_checksum_is_refused(packed, tmp_path):
-    """Somebody, or another version of a library, made a file of its own."""
+    """Files with a valid checksum but other content."""
     file = tmp_path / "model"
     file.write_bytes(packed)
     bits = bits_of(unpack(file))
@@ -400,7 +400,7 @@ def test_an_altered_file_of_the_right_checksum_is_refused(packed, tmp_path):
         try:
             again = unpack(file)
         except ValueError as error:
-            assert re.search("don't belong|be unpacked", str(error))
+            assert re.search("do not fit|be unpacked", str(error))
         else:  # Another name of a layer, bits that pad the last byte.
             assert bits_of(again) == bits
 
@@ -451,11 +451,11 @@ def test_what_cannot_be_packed(tmp_path):
 
 
 def test_the_dictionary_is_part_of_the_format():
-    """Files written with another one can't be read: it never changes."""
+    """It must never change: files written with another one cannot be read."""
     assert zlib.crc32(_pack._PHRASES) == 0x255B6A0B
 
 
-# What `pack` of version 0.1.0 wrote, in format 1.
+# A file from `pack` of version 0.1.0, in format 1.
 GOLDEN = """
 S0RQAcCiaSkuQVVfTwAAAKOs7k3Pz0kZ4P4vDbf9DrlaN3EwFFcmo6XVCCutSKhvidyQOrr9
 dHT76ej2U/psP6VKczmZxjnW0IyImsdo9BSHEVb1mBBoJhvHUlyzAQDp3Jd45YbkjXWeS9EA
@@ -496,7 +496,7 @@ OTHER = textwrap.dedent(
     np.savez({weights!r}, *model.get_weights())
     """
 )
-# Each backend reads what another wrote.
+# Each backend reads a file that another backend wrote.
 READ_BY = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
 
 

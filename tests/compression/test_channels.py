@@ -1,4 +1,4 @@
-"""Channels removed for good: the same function as with them masked."""
+"""A pruned model computes the same as the model with masked channels."""
 
 import keras
 import numpy as np
@@ -15,8 +15,8 @@ from reference import pruning as reference
 
 from keras_distill.compression import prune_channels
 
-# In float64, what is left is the rounding of sums in another order. But PyTorch
-# takes means in float32, and JAX divides in it.
+# In float64, only sums in another order differ. But PyTorch computes means in
+# float32, and JAX divisions.
 TOLERANCE = 1e-9 if BACKEND == "tensorflow" else 1e-5
 
 IMAGE = (6, 6, 3)
@@ -57,7 +57,7 @@ GRAPHS = {}
 
 
 def graph(shape, **widths):
-    """Note a model under its function's name, with the widths it must get."""
+    """Register a model by its function name, with the expected widths."""
 
     def note(function):
         def make():
@@ -134,7 +134,7 @@ def concatenated_and_summed(x):
 @graph(IMAGE, a=2, b=5)
 def summed_with_some_that_stay(x):
     y = layers.Concatenate()([block(x, 4, "a"), x])
-    # Three of seven meet channels of the input and stay.
+    # Three of seven channels are added to the input, and are kept.
     return top(layers.Maximum()([y, conv(7, "b")(y)]))
 
 
@@ -220,7 +220,7 @@ def rearranged(x):
 def split_by_reshape(x):
     x = layers.Reshape((6, 6, 2, 4))(conv(8, "a")(x))
     x = layers.Reshape((6, 6, 8))(x)
-    # Dense over the height: channels are an axis that it does not read.
+    # Dense over the height: it does not read the axis of the channels.
     x = layers.Dense(2)(layers.Permute((3, 1, 2))(conv(8, "b")(x)))
     return layers.Dense(2)(layers.Flatten()(x))
 
@@ -249,14 +249,14 @@ def what_needs_all_channels(x):
 
 
 class Doubled(layers.ReLU):
-    """A class derived from a known one."""
+    """A subclass of a layer that has a rule."""
 
     def call(self, inputs):
         return 2 * super().call(inputs)
 
 
 class Halves(layers.Layer):
-    """A layer that is not known."""
+    """A layer without a rule."""
 
     def call(self, inputs):
         return inputs[..., :4]
@@ -476,7 +476,7 @@ def test_a_backbone_of_keras_hub():
     assert small.count_params() < 0.4 * model.count_params()
 
 
-# From here on, it is not about the sums.
+# The following tests are not about the graphs above.
 
 
 def small_cnn(**kwargs):
@@ -529,7 +529,7 @@ def test_batch_norm_keeps_the_largest_scales():
     np.testing.assert_array_equal(
         kernel(small, "a"), kernel(model, "a")[..., [1, 2]]
     )
-    # No scale tells anything of these.
+    # These have no scale, so no score.
     assert small.get_layer("b").units == 6
 
 
@@ -566,7 +566,7 @@ def test_excluded_layers():
     small = prune_channels(model, 0.5, exclude=["small/norm", "c"])
     found = found_layers(small)
     assert (found["a"].filters, found["b"].units, found["c"].units) == (4, 3, 8)
-    # What leaves an inner model is no output of the outer one.
+    # The output of a nested model is not an output of the outer one.
     assert found["top"].units == 1
     small = prune_channels(model, 0.5, exclude=("small",))
     assert found_layers(small)["top"].units == 2

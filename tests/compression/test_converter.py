@@ -1,4 +1,4 @@
-"""What the converter can't do, and what it dies of: the caller lives on."""
+"""Models that crash the converter or that it cannot convert."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ from keras_distill.compression.litert._converter_errors import explain
 
 @keras.saving.register_keras_serializable(package="test_converter")
 class Mapped(layers.Layer):
-    """A loop that is no recurrent layer."""
+    """A loop that is not a recurrent layer."""
 
     def call(self, inputs):
         return ops.map(lambda row: 2 * row, inputs)
@@ -106,7 +106,7 @@ def export_in_a_process(folder, kinds, precision):
     )
 
 
-# On other backends, each takes two processes.
+# On other backends, each test starts two processes.
 @pytest.mark.parametrize(
     "precision, kinds",
     [

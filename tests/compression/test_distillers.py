@@ -1,4 +1,4 @@
-"""A Distiller is its student, and no other model is mistaken for one."""
+"""For a Distiller, the student is compressed; other models as a whole."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def classifier(cls=keras.Sequential):
 
 
 class WithAStudent(keras.Sequential):
-    """A model that has a student and is no Distiller."""
+    """A model with an attribute `student` that is not a Distiller."""
 
 
 def with_a_student():

@@ -1,4 +1,4 @@
-"""Folding BatchNorm: the same function, fewer layers, nothing else moved."""
+"""Folding BatchNormalization: same outputs, fewer layers, no other change."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ RANGES = {
 
 
 def trained(model, seed=0):
-    """Give a model weights as if it had seen data: initial ones fold away."""
+    """Give a model weights as after training, instead of initial ones."""
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         if weight.name in RANGES:
@@ -29,7 +29,7 @@ def trained(model, seed=0):
 
 
 def functional(shape, *stack, **kwargs):
-    """A functional model of one layer after another, trained."""
+    """A functional model of a chain of layers, with trained weights."""
     inputs = x = keras.Input(shape)
     for layer in stack:
         x = layer(x)
@@ -59,7 +59,7 @@ def variables(model):
 
 
 def fold(model, left=0, tolerance=1e-4):
-    """Fold, and check all that holds for every model; return the result."""
+    """Fold a model, check what must hold for each model, and return it."""
     x = data_for(model)
     before, outputs = weights_of(model), to_numpy(model(x, training=False))
     flags = [layer.trainable for layer in model._flatten_layers()]
@@ -67,16 +67,16 @@ def fold(model, left=0, tolerance=1e-4):
 
     folded = fold_batch_norm(model)
 
-    answers = to_numpy(folded(x, training=False))
-    keras.tree.assert_same_structure(outputs, answers)
-    for expected, answer in zip(
-        keras.tree.flatten(outputs), keras.tree.flatten(answers)
+    results = to_numpy(folded(x, training=False))
+    keras.tree.assert_same_structure(outputs, results)
+    for expected, result in zip(
+        keras.tree.flatten(outputs), keras.tree.flatten(results)
     ):
         scale = np.abs(expected.astype("float32")).max()
         assert scale > 0
-        assert expected.dtype == answer.dtype
+        assert expected.dtype == result.dtype
         np.testing.assert_allclose(
-            answer.astype("float32"),
+            result.astype("float32"),
             expected.astype("float32"),
             rtol=0,
             atol=tolerance * scale,
@@ -170,7 +170,7 @@ def test_dtype_policies(policy, tolerance):
 
 def test_sequential_models():
     model = keras.Sequential(name="teacher")
-    # Added one by one, the layers are called again with each.
+    # `add` calls the layers again each time.
     for layer in (
         keras.Input(IMAGE),
         layers.Conv2D(4, 3, use_bias=False),
@@ -237,7 +237,7 @@ def test_models_from_the_middle_of_another():
     part = keras.Model(whole.layers[0].output, whole.layers[1].output)
     fold(trained(part), left=1)
     fold(trained(keras.Model(whole.inputs, whole.layers[1].output)))
-    # That others read from the layers does not hinder.
+    # Other models may read the outputs of the layers.
     fold(whole)
 
 

@@ -1,4 +1,4 @@
-"""Zeros and shared values outlive further training, whatever comes between."""
+"""Zeros and shared values are kept in further training."""
 
 import keras
 import numpy as np
@@ -55,7 +55,7 @@ def shared(x, y, model=None):
 
 
 def patterns(kernels):
-    """Which entries of each kernel are equal, with zero as the first."""
+    """Return which entries of each kernel are equal, zero first."""
     found = []
     for kernel in kernels:
         values = np.unique(kernel[kernel != 0])
@@ -70,7 +70,7 @@ def same_groups(first, second):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes after each batch whether something came back, and what moved."""
+    """Records after each batch whether zeros were lost, and what changed."""
 
     def __init__(self, model):
         super().__init__()
@@ -125,7 +125,7 @@ def test_what_was_made_is_kept_in_every_step(make, optimizer):
     assert "apply" not in vars(model.optimizer)
 
 
-# What `torch.compile` warns of, also when memory is freed, is its own affair.
+# Warnings of `torch.compile` are ignored.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(BACKEND != "torch", reason="the tests above compile")
 def test_steps_that_pytorch_compiles():
@@ -199,7 +199,7 @@ def test_between_two_fits_the_model_may_go_anywhere(way, tmp_path):
 
 
 def convolutional():
-    """A network of what `quantize_aware` rounds."""
+    """A network of layers that `quantize_aware` rounds."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 2)),
@@ -237,7 +237,7 @@ def test_int8_training_keeps_what_the_stages_before_made():
 
 
 def int8_kernels(path):
-    """Return the kernels of a file, with as many entries as ours have."""
+    """Return the kernels of a file, found by their number of entries."""
     reader = interpreter.Interpreter(model_content=path.read_bytes())
     reader.allocate_tensors()
     return {
@@ -302,7 +302,7 @@ def test_weights_that_nobody_shared_are_free():
         ]
     )
     first, last = model.layers[0], model.layers[-1].cell
-    # Rounded to half precision, many are equal.
+    # In half precision, many values are equal.
     first.kernel.assign(to_numpy(first.kernel.value).astype("float16"))
     assert len(np.unique(to_numpy(first.kernel.value))) < 0.9 * 32 * 64
     last.kernel.assign(to_numpy(last.kernel.value) * (np.arange(20) < 10))

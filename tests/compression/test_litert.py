@@ -1,4 +1,4 @@
-"""The files are run, and return what the model does."""
+"""LiteRT files have the outputs of the model."""
 
 import sys
 
@@ -30,7 +30,7 @@ from keras_distill.compression.litert import _export_litert
 
 
 def student(name="student"):
-    """A network with everything that is in training only."""
+    """A network with layers that are active only in training."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1), name="image"),
@@ -59,8 +59,8 @@ def test_two_inputs_and_two_outputs(tmp_path):
     codes = np.random.default_rng(0).integers(0, 2, (16, 2)).astype("int32")
     x, _ = images()
     expected = to_numpy(model({"a": codes, "b": x}, training=False))
-    for answer, name in zip(answers_of(path, codes, x), "yz", strict=True):
-        np.testing.assert_allclose(answer, expected[name], rtol=1e-4, atol=1e-3)
+    for found, name in zip(answers_of(path, codes, x), "yz", strict=True):
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-3)
     assert not {"REVERSE_V2", "RANDOM_UNIFORM"} & set(operations_in(path))
     assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
 
@@ -73,10 +73,10 @@ def test_a_student_that_learned_in_int8(tmp_path):
     distiller.fit(x, batch_size=16, verbose=0)
     path = tmp_path / "student.tflite"
     export_litert(distiller, path, "int8")
-    (answer,) = answers_of(path, x)
+    (found,) = answers_of(path, x)
     expected = to_numpy(distiller.student(x, training=False))
-    # Some sums lie between two numbers, and are rounded the other way.
-    difference = np.abs(answer - expected) / np.ptp(expected)
+    # Some sums lie between two values and are rounded differently.
+    difference = np.abs(found - expected) / np.ptp(expected)
     assert difference.max() < 0.02 and difference.mean() < 0.002
     assert operations_in(path) == [
         "QUANTIZE",
@@ -97,9 +97,9 @@ def test_a_distiller_that_augments(tmp_path):
     distiller.fit(x, y, verbose=0)
     path = tmp_path / "model.tflite"
     export_litert(distiller, path)
-    (answer,) = answers_of(path, x)
+    (found,) = answers_of(path, x)
     expected = to_numpy(distiller.student(x, training=False))
-    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 @tensorflow_only
@@ -111,9 +111,9 @@ def test_a_model_that_learned_int8_by_itself(tmp_path):
     copy.fit(x, y, batch_size=8, epochs=2, verbose=0)
     path = tmp_path / "model.tflite"
     export_litert(copy, path, "int8", representative_data=x)
-    (answer,) = answers_of(path, x)
+    (found,) = answers_of(path, x)
     expected = to_numpy(copy(x, training=False))
-    difference = np.abs(answer - expected) / np.ptp(expected)
+    difference = np.abs(found - expected) / np.ptp(expected)
     assert difference.max() < 0.05 and difference.mean() < 0.006
 
 
@@ -135,10 +135,10 @@ def test_precisions(precision, share, tolerance, tmp_path):
     export_litert(model, tmp_path / "float32.tflite")
     path = tmp_path / "model.tflite"
     export_litert(model, path, precision, representative_data=x)
-    (answer,) = answers_of(path, x)
+    (found,) = answers_of(path, x)
     expected = to_numpy(model(x, training=False))
-    assert answer.dtype == "float32"
-    assert np.abs(answer - expected).max() <= tolerance * np.ptp(expected)
+    assert found.dtype == "float32"
+    assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
     size = (tmp_path / "float32.tflite").stat().st_size
     assert path.stat().st_size <= share * size
 
@@ -157,9 +157,9 @@ def test_kinds_of_representative_data(kind, tmp_path):
     }[kind]()
     path = tmp_path / "model.tflite"
     export_litert(model, path, "int8", representative_data=data)
-    (answer,) = answers_of(path, x)
+    (found,) = answers_of(path, x)
     expected = to_numpy(model(x))
-    assert np.abs(answer - expected).max() < 0.05 * np.ptp(expected)
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
 
 
 @tensorflow_only
@@ -170,13 +170,13 @@ def test_half_precision_and_a_batch_of_fixed_size(tmp_path):
     )
     export_litert(model, tmp_path / "model.tflite")
     x, _ = vectors(count=4)
-    (answer,) = answers_of(tmp_path / "model.tflite", x)
-    np.testing.assert_allclose(answer, to_numpy(model(x)), atol=0.05)
+    (found,) = answers_of(tmp_path / "model.tflite", x)
+    np.testing.assert_allclose(found, to_numpy(model(x)), atol=0.05)
 
 
 @tensorflow_only
 def test_four_examples_at_once(tmp_path):
-    """The interpreter can give the inputs another size."""
+    """The interpreter can resize the inputs."""
     model = student()
     x, _ = images(count=4)
     export_litert(model, tmp_path / "model.tflite")
@@ -216,14 +216,14 @@ def test_a_packed_model(tmp_path):
     model(x, training=True)
     pack(model, tmp_path / "packed")
     export_litert(unpack(tmp_path / "packed"), tmp_path / "model.tflite")
-    (answer,) = answers_of(tmp_path / "model.tflite", x)
+    (found,) = answers_of(tmp_path / "model.tflite", x)
     expected = to_numpy(model(x, training=False))
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def returning(monkeypatch, outputs_of, content=b"new"):
-    """Let the converter give a file that returns what it should not."""
+    """Make the converter return a file with wrong outputs."""
 
     def convert(model, precision, examples, tried):
         return content, outputs_of(model, tried)

@@ -1,4 +1,4 @@
-"""Low rank: the nearest kernels, exact at full rank, smaller always."""
+"""Low rank: the best approximation, exact at full rank, always smaller."""
 
 import keras
 import numpy as np
@@ -77,14 +77,14 @@ def test_the_nearest_kernel(kind):
     missed = np.sum((kernel - left @ right) ** 2)
     values = np.linalg.eigvalsh(kernel.T @ kernel)[::-1]
     assert missed == pytest.approx(values[2:].sum(), rel=1e-3)
-    # Both halves are of one size, for training.
+    # Both factors have the same norm, for training.
     assert np.sum(left**2) == pytest.approx(np.sum(right**2), rel=1e-4)
 
 
 def test_energy():
     model = model_of(layers.Dense(40), (40,))
     u, _, v = np.linalg.svd(low_rank((40, 40), 40))
-    # Squares of 16, 8, 4, 2, 1 and 1 thirty-seconds of the whole.
+    # The squares are 16, 8, 4, 2, 1 and 1 thirty-seconds of their sum.
     values = np.sqrt([16, 8, 4, 2, 1, 1] + [0] * 34)
     model.layers[1].kernel.assign(u * values @ v)
     for energy, rank in [(0.4, 1), (0.7, 2), (0.76, 3), (0.9, 4), (1, 6)]:
@@ -93,7 +93,7 @@ def test_energy():
 
 
 def test_energy_of_many_values_whose_sums_are_rounded():
-    # Added one after another, they miss their sum by 1.4e-12 of it.
+    # Their cumulative sum differs from their sum by a relative 1.4e-12.
     assert low_rank_module._smallest_rank(np.full(10**5, 0.9), 1.0) == 10**5
     assert low_rank_module._smallest_rank(np.zeros(3), 1.0) == 1
 
@@ -138,9 +138,9 @@ def test_what_saves_nothing_stays():
     for arguments in ({"rank": 10}, {"rank": {"square": 10}}):
         copy = factorize(model, **arguments)
         assert [layer.name for layer in copy.layers[1:]] == names
-    # Random kernels have no small rank.
+    # Random kernels have no low rank.
     assert len(factorize(model, energy=1.0).layers) == len(model.layers)
-    # 31 is the last that saves: 31 * 128 < 64 * 64.
+    # 31 is the maximum that saves parameters: 31 * 128 < 64 * 64.
     assert len(factorize(model, rank=31).layers) == len(model.layers) + 1
     with pytest.raises(ValueError, match=r"in any layer.* 31\. Rec.*rank=32"):
         factorize(model, rank=32)
@@ -211,7 +211,7 @@ def test_what_is_kept(tmp_path):
         assert not new.trainable
         assert new.dtype_policy.name == "mixed_bfloat16"
         assert isinstance(new.kernel_regularizer, keras.regularizers.L2)
-    # Of the outputs, not of what is in between.
+    # It belongs to the outputs, not to the tensor between the layers.
     assert copy.layers[1].activity_regularizer is None
     assert copy.layers[2].activity_regularizer is not None
     copy.save(tmp_path / "copy.keras")

@@ -1,4 +1,4 @@
-"""Zeros stay zero, are as many as scheduled, and leave nothing behind."""
+"""Zeros stay zero and follow the schedule; the optimizer is restored."""
 
 import contextlib
 
@@ -39,7 +39,7 @@ def sparsity(model):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes after each execution the sparsity, and weights that came back."""
+    """Records after each execution the sparsity, and zeros that were lost."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Watch(keras.callbacks.Callback):
         kernels = kernels_of(self.model)
         self.sparsities.append(sparsity(self.model))
         for kernel, zeros in zip(kernels, self.zeros):
-            # The sign of a zero counts as well.
+            # Zeros must have the same sign too.
             self.back += np.count_nonzero(kernel.view("uint32")[zeros])
 
 
@@ -125,7 +125,7 @@ def test_what_is_left_is_trained_as_under_a_constraint(optimizer):
     pruning = MagnitudePruning(0.75, end_step=0)
     expected = run(constrained=True)
     for index, mask in zip((0, 2), kept):
-        # Keras averages before it applies constraints.
+        # Keras updates averages before it applies constraints.
         expected[index] = expected[index] * mask
     result = run(pruning, constrained=False)
     assert np.abs(result[0] - start[0]).max() > 0.01
@@ -158,7 +158,7 @@ def test_zeros_stay_zero_while_more_come(optimizer, steps):
         assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
 
 
-# What `torch.compile` warns of, also when memory is freed, is its own affair.
+# Warnings of `torch.compile` are ignored.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(BACKEND != "torch", reason="the tests above compile")
 def test_zeros_stay_zero_in_steps_that_pytorch_compiles():
@@ -195,8 +195,8 @@ def test_zeros_are_chosen_when_the_schedule_says():
     model.fit(
         x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning, watch]
     )
-    # Batch `t` is trained with what was chosen after `t` steps at the latest.
-    # The curve asks for 77.8 %, which is not yet 25 times 5 % of the rest.
+    # Batch `t` is trained with the last choice up to step `t`.
+    # The curve is at 77.8 %, less than 25 choices of 5 % of the rest.
     at_seven = 1 - 0.8 * 0.95**24
     assert at_seven < pruning.sparsity(7) < 1 - 0.8 * 0.95**25
     expected = [0] * 3 + [0.2] * 4 + [at_seven] * 2 + [0.8] * 11
@@ -237,7 +237,7 @@ def test_equal_weights_and_zeros_are_counted(scope, zeros):
     class Pruned(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             _ = self.model  # On JAX, this is when variables get their values.
-            pruned[:] = [to_numpy(z.pruned.value) for z in pruning._hook.held]
+            pruned[:] = [to_numpy(z.pruned.value) for z in pruning._hook.kept]
 
     too_many = pytest.warns(UserWarning, match="are trained again")
     with too_many if zeros > 0.6 else contextlib.nullcontext():
@@ -278,7 +278,7 @@ def reference_lamp(weights):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
-def test_the_least_weights_go(scope):
+def test_the_smallest_weights_are_pruned(scope):
     x, y = vectors()
     model = compiled(mlp(10), keras.optimizers.SGD(0.0))
     model.layers[0].kernel.assign(model.layers[0].kernel * 3)
@@ -390,7 +390,7 @@ def test_steps_are_counted_whatever_the_order_of_threads():
     held_back = []
 
     def late(batch, logs=None):
-        # The last batch but one ends after the last one, as it may for Keras.
+        # The last batch but one may end after the last one in Keras.
         if batch == 6:
             held_back.append(batch)
         else:

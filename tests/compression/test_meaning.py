@@ -1,4 +1,4 @@
-"""What a model means is the same after surgery, in networks of every kind."""
+"""Compressed models compute the same, for networks of many kinds."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from keras_distill.compression import factorize
 from keras_distill.compression import prune_channels
 from keras_distill.compression import separate
 
-# PyTorch takes means in float32, and JAX divides in it.
+# PyTorch computes means in float32, and JAX divisions.
 TOLERANCE = 1e-9 if BACKEND == "tensorflow" else 1e-4
 RANK = 3
 
@@ -80,7 +80,7 @@ def vit():
 
 
 def frozen_backbone():
-    """A frozen model inside, called in inference mode, and a head to train."""
+    """A frozen nested model in inference mode, and a trainable head."""
     inner = keras.Input((8, 8, 3))
     x = block(block(inner, 8, "stem"), 8, "body")
     backbone = keras.Model(inner, x, name="backbone")
@@ -121,7 +121,7 @@ def kernels_to_replace(model, cls):
 
 
 def with_low_rank(model):
-    """Give kernels a rank at which they are the product of two."""
+    """Give kernels a low rank."""
     for layer in kernels_to_replace(model, (layers.Dense, layers.Conv2D)):
         kernel = to_numpy(layer.kernel.value)
         matrix = kernel.reshape(-1, kernel.shape[-1])
@@ -195,7 +195,7 @@ def test_a_frozen_backbone_stays_frozen(function):
 @pytest.mark.parametrize("training", [None, False, True])
 @pytest.mark.parametrize("function", EXACT)
 def test_norms_called_in_inference_mode_do_what_they_did(function, training):
-    # What Keras makes of a mode that a graph and a call name is its own affair.
+    # Different modes in the graph and in a call are not tested.
     model = reference.with_distinct_weights(norms_in_inference_mode())
     copy = EXACT[function](model)(model)
     x = np.random.default_rng(0).normal(3, 2, size=(8, 8, 8, 3))
@@ -232,5 +232,5 @@ def test_dropout_that_is_always_on_stays_on(function):
             after[~dropped], before[~dropped] / 0.75, rtol=1e-6
         )
         seen.append(before)
-    # The dropout before it is on, too.
+    # The dropout before it is active too.
     assert np.abs(seen[0] - seen[1]).max() > 1e-3

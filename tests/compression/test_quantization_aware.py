@@ -1,4 +1,4 @@
-"""Training for int8: what is rounded, how, and where."""
+"""Quantization-aware training: what is rounded, how, and where."""
 
 import keras
 import numpy as np
@@ -81,10 +81,10 @@ def test_activations_are_rounded_to_256_numbers():
     scale = 4 / 255
     zero = np.round(1 / scale)
     expected = (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
-    answer = to_numpy(layer(x))
-    np.testing.assert_allclose(answer, expected, atol=1e-5)
-    assert len(np.unique(answer)) == 256 and 0 in answer
-    # Straight through, inside of the range.
+    outputs = to_numpy(layer(x))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    assert len(np.unique(outputs)) == 256 and 0 in outputs
+    # Straight-through gradient inside the range.
     _, gradient = value_and_gradient(lambda x: ops.sum(layer(x)), x)
     inside = (x > -0.99) & (x < 2.99)
     assert np.all(gradient[inside] == 1)
@@ -121,7 +121,7 @@ def test_kernels_are_rounded_by_output_channel(layer, window):
     np.testing.assert_allclose(
         to_numpy(layer.rounded_kernel()), rounded, atol=1e-6
     )
-    # What the plain layer computes with such a kernel.
+    # The plain layer with the rounded kernel.
     plain = type(layer).__mro__[2].from_config(layer.get_config())
     plain(x)
     plain.set_weights([rounded, layer.get_weights()[1] + 0.5])
@@ -186,9 +186,9 @@ def test_the_copy_computes_what_the_model_does():
     copy = quantize_aware(model)
     copy(x, training=True)
     expected = to_numpy(model(x, training=False))
-    answer = to_numpy(copy(x, training=False))
-    assert not np.array_equal(answer, expected)
-    assert np.abs(answer - expected).max() < 0.03 * np.ptp(expected)
+    outputs = to_numpy(copy(x, training=False))
+    assert not np.array_equal(outputs, expected)
+    assert np.abs(outputs - expected).max() < 0.03 * np.ptp(expected)
     for old, new in zip(before, weights_of(model), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -212,8 +212,8 @@ def test_separable_convolutions_are_two():
         "both_range",
     ]
     x, _ = images(channels=3)
-    expected, answer = to_numpy(model(x)), to_numpy(copy(x))
-    assert np.abs(answer - expected).max() < 0.03 * np.ptp(expected)
+    expected, outputs = to_numpy(model(x)), to_numpy(copy(x))
+    assert np.abs(outputs - expected).max() < 0.03 * np.ptp(expected)
 
 
 def test_normalizations_that_stay_do_not_learn():
@@ -245,7 +245,7 @@ def transformer(blocks=1, width=16):
 
 
 def with_other_weights(model):
-    """Biases, scales and offsets that are not zero or one."""
+    """Set biases, scales and offsets to other values than zero and one."""
     generator = np.random.default_rng(0)
     model.set_weights(
         [w + generator.normal(0, 0.1, w.shape) for w in model.get_weights()]
@@ -275,7 +275,7 @@ def test_a_transformer_computes_what_it_did(tmp_path):
 
 
 def test_kernels_and_ranges_of_attention_are_rounded():
-    """Against NumPy in float64."""
+    """Compare with NumPy in float64."""
     layer = QuantizedMultiHeadAttention(num_heads=2, key_dim=3, value_dim=4)
     x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
     layer(x, x, training=True)
@@ -307,7 +307,7 @@ def test_kernels_and_ranges_of_attention_are_rounded():
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     context = rounded(np.einsum("bnqk,bknh->bqnh", weights, value), "context")
     expected = projected("bqnh,nhc->bqc", context, layer.output_dense, (0, 1))
-    # One step of a range that a sum lies between two of.
+    # One step of a range, for sums that lie between two values.
     assert np.abs(outputs - expected).max() < 0.02 * np.ptp(expected)
     assert np.abs(outputs - expected).mean() < 0.002 * np.ptp(expected)
 
@@ -353,7 +353,7 @@ def test_the_file_of_a_transformer_is_in_int8(tmp_path):
     expected = to_numpy(model(x, training=False))
     assert np.abs(outputs - expected).mean() < 0.02 * np.ptp(expected)
     floats, _ = operations_in_floats((tmp_path / "model").read_bytes())
-    # Of four normalizations, what has to do with the variance.
+    # The operations on the variances of four normalizations.
     assert {kind for kind, _ in floats} == {
         "ADD",
         "MEAN",
@@ -369,7 +369,7 @@ def test_the_file_of_a_transformer_is_in_int8(tmp_path):
     assert sum(dtypes) < 0.3 * len(dtypes)
 
 
-# Under a Distiller: `test_a_student_that_learned_in_int8`, with the file.
+# `test_a_student_that_learned_in_int8` trains with a Distiller.
 def test_training_moves_weights_and_ranges(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = cnn(8)
@@ -382,7 +382,7 @@ def test_training_moves_weights_and_ranges(tmp_path):
     copy.compile("sgd", loss)
     copy.fit(x, y, batch_size=4, verbose=0)
     for old, new in zip(before, copy.weights, strict=True):
-        # After a ReLU, and of these images, the smallest value is zero.
+        # The minimum is zero after a ReLU, and in these images.
         stays = new.name == "minimum" and not to_numpy(new)
         assert stays or not np.array_equal(old, to_numpy(new)), new.path
     assert to_numpy(copy.layers[0].steps) == 4

@@ -1,4 +1,4 @@
-"""A ratio for each layer, and the same for layers that are coupled."""
+"""Ratios by layer. Coupled layers have the same ratio."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def conv(width, name):
 
 
 def backbone():
-    """`stem` and `second` are summed, and lose the same channels."""
+    """`stem` and `second` are added, so they lose the same channels."""
     inputs = keras.Input(IMAGE)
     x = conv(8, "stem")(inputs)
     y = layers.ReLU()(conv(8, "first")(x))
@@ -53,7 +53,7 @@ WHOLE = dict(stem=8, first=8, second=8, hidden=8, last=8, logits=3)
         ({"last": 0.25}, dict(last=6)),
         ({"last": 0.25, "backbone/first": 0.5}, dict(last=6, first=4)),
         ({"first": 0.25, "last": 0}, dict(first=6)),
-        # A group takes the share of any of its layers.
+        # A group has the ratio of any of its layers.
         ({"second": 0.5}, dict(stem=4, second=4)),
         ({"stem": 0.5, "second": 0.5}, dict(stem=4, second=4)),
         ({"backbone": 0.5}, dict(stem=4, first=4, second=4)),

@@ -1,4 +1,4 @@
-"""Separable convolutions: the nearest ones, exact for separable kernels."""
+"""Separable convolutions: the best approximation of any kernel."""
 
 import keras
 import numpy as np
@@ -81,7 +81,7 @@ class Own(layers.Conv2D):
     "make",
     [
         lambda: layers.Conv2D(12, 1),
-        # 4 * (9 + 1) weights in place of 4 * 9.
+        # 4 * (9 + 1) weights instead of 4 * 9.
         lambda: layers.Conv2D(1, 3),
         lambda: layers.Conv2D(12, 3, groups=2),
         lambda: layers.Conv2D(12, 3, strides=(2, 1)),

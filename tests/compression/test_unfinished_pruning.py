@@ -1,4 +1,4 @@
-"""Weights from before the end of a schedule do not pass for pruned ones."""
+"""Warnings if the model has fewer zeros than the schedule requires."""
 
 import re
 import warnings
@@ -35,16 +35,16 @@ def sparsity(model):
 
 
 def warnings_of(function):
-    """Return what a function warns a user of."""
+    """Return the messages of UserWarnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         function()
-    # TensorFlow and JAX have warnings for developers.
+    # TensorFlow and JAX may emit other warnings.
     return [str(w.message) for w in caught if w.category is UserWarning]
 
 
 class Sparsities(keras.callbacks.Callback):
-    """Logs what EarlyStopping is to take for the best: the least zeros."""
+    """Logs the sparsity, for EarlyStopping to select the smallest."""
 
     def on_epoch_end(self, epoch, logs=None):
         logs["sparsity"] = sparsity(self.model)
@@ -74,7 +74,7 @@ def fit(model, *callbacks, epochs=4, **options):
 ORDERS = {
     "pruning first": lambda a, b, c: (a, b, c),
     "pruning last": lambda a, b, c: (b, c, a),
-    "before a history of one's own": lambda a, b, c: (
+    "before a custom history": lambda a, b, c: (
         a,
         b,
         c,
@@ -99,7 +99,7 @@ def test_weights_put_back_from_before_the_end(order):
     share = sparsity(model)
     assert f" {share:.1%} of the kernel weights" in warned[0]
     assert 0.5 < share < 0.75
-    # What was put back is what was good, and nothing else.
+    # The restored weights are the best ones.
     for kernel, expected in zip(kernels_of(model), watch.first):
         np.testing.assert_array_equal(kernel, expected)
 
@@ -136,7 +136,7 @@ def test_a_training_that_ends_before_its_schedule():
     warned = warnings_of(lambda: fit(model, pruning))
     assert len(warned) == 1 and re.search(message, warned[0])
     assert f"{sparsity(model):.1%} of the kernel weights" in warned[0]
-    # The rest of it, later.
+    # Continue the schedule.
     fit(model, MagnitudePruning(0.8, end_step=50), initial_epoch=4, epochs=7)
     assert sparsity(model) == pytest.approx(0.8, abs=0.01)
 
@@ -214,7 +214,7 @@ def test_a_second_schedule_that_begins_with_fewer_zeros(pruning, message):
 
 
 class Validation(keras.callbacks.Callback):
-    """Notes what is validated, and what there is at the end of an epoch."""
+    """Records the weights in validation and at the end of each epoch."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Clusters move as one weight, by the sum of their gradients."""
+"""Clusters are trained as one value, with the sum of their gradients."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def kernels_of(model):
 
 
 def reference_clusters(values, number):
-    """Lloyd's algorithm as it is written in textbooks."""
+    """Lloyd's algorithm as in textbooks."""
     centroids = np.linspace(values.min(), values.max(), number)
     for _ in range(1000):
         distances = np.abs(values[:, np.newaxis] - centroids)
@@ -67,7 +67,7 @@ def test_one_step_of_sgd_is_the_papers():
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the most distinct values that a kernel had after a batch."""
+    """Records the maximum number of distinct values after a batch."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ def test_members_stay_equal_to_the_bit_and_move(optimizer):
         jit_compile=True if BACKEND == "tensorflow" else "auto",
         steps_per_execution=1 if BACKEND == "torch" else 4,
     )
-    # On JAX, Keras can't train twice with an average: it donates one twice.
+    # On JAX, Keras cannot train twice with `use_ema`: it donates twice.
     if optimizer != "average":
         model.fit(x, y, batch_size=8, verbose=0)  # each its own momentum
     watch = Watch()
@@ -111,7 +111,7 @@ def test_members_stay_equal_to_the_bit_and_move(optimizer):
         x, y, batch_size=8, verbose=0, callbacks=[WeightSharing(4), watch]
     )
     assert watch.distinct == 4
-    # Of the first step, accumulated, the clusters as they were; then every two.
+    # With accumulation, weights change after every second step.
     moves = 5 if optimizer == "accumulate" else 8
     assert len(watch.values) == (moves if BACKEND == "torch" else 2)
     for kernel in kernels_of(model):
@@ -119,7 +119,7 @@ def test_members_stay_equal_to_the_bit_and_move(optimizer):
     assert "apply" not in vars(model.optimizer)
 
 
-# What `torch.compile` warns of, also when memory is freed, is its own affair.
+# Warnings of `torch.compile` are ignored.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(BACKEND != "torch", reason="the tests above compile")
 def test_members_stay_equal_in_steps_that_pytorch_compiles():
@@ -225,7 +225,7 @@ def test_a_fit_without_an_epoch_changes_nothing(epochs):
 
 
 class StopAtTheEnd(keras.callbacks.Callback):
-    """Ends a `fit()` between its last epoch and the end of the training."""
+    """Interrupts a `fit()` between its last epoch and `on_train_end`."""
 
     def on_train_end(self, logs=None):
         raise InterruptedError

@@ -1,18 +1,18 @@
-"""Prunes every family of `keras.applications`, by half, and compares.
+"""Prunes each family of `keras.applications` by half, and checks the outputs.
 
-The suite has the small graphs, which show each way in which channels belong
-together. This goes through the large models, in some minutes, from the root of
-the checkout:
+The test suite has small graphs for each kind of coupling. This script checks
+large models. It takes some minutes. Run it in the root of the checkout:
 
     KERAS_BACKEND=tensorflow PYTHONPATH=. python \
         tests/reference/check_prune_channels.py
 
-It prints, for each model, the largest difference between the pruned model and
-the original with the same channels masked, in float64 and in float32, and the
-share of parameters that is left. Differences are relative to the spread of the
-outputs over eight inputs; weights are random, and BatchNormalizations have the
-statistics of these inputs. It fails if one is above 1e-5 in float64: dozens of
-random layers, one after another, enlarge the rounding that float32 begins with.
+For each model, it prints the largest difference between the pruned model and
+the original with masked channels, in float64 and in float32, and the share of
+parameters that is left. Differences are relative to the standard deviation of
+the outputs over eight inputs. Weights are random, and BatchNormalizations have
+the statistics of these inputs. The script fails if a difference is above 1e-5
+in float64. In float32, differences are larger, because dozens of random layers
+amplify rounding errors.
 """
 
 import sys
@@ -23,7 +23,7 @@ import pruning
 
 from keras_distill.compression import prune_channels
 
-# The smallest inputs that they take, where 32 is too small.
+# The smallest input sizes, for models that require more than 32.
 SIZES = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
 FAMILIES = (
     "ResNet50",

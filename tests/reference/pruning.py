@@ -1,9 +1,9 @@
-"""Pruning as masking: what a model without some channels must compute.
+"""Reference for channel pruning: the original model with masked channels.
 
-Written without the package: which channels are gone is read off the weights.
-All entries of a variable are different, so those of the smaller model tell
-which entries of the original were kept. The others are set to zero: filters and
-normalizations of removed channels, and the rows of kernels that read them.
+It does not use the package. All entries of a variable are different, so the
+weights of the pruned model show which entries of the original were kept. The
+other entries are set to zero: filters and normalizations of removed channels,
+and the rows of kernels that read them.
 """
 
 import functools
@@ -24,7 +24,7 @@ RANGES = {
 
 
 def scores(layer):
-    """Scores of channels that depend on a layer's name only."""
+    """Return scores of channels that depend only on the layer's name."""
     for name in ("filters", "units", "output_dim"):
         if hasattr(layer, name):
             seed = zlib.crc32(layer.name.encode())
@@ -33,15 +33,15 @@ def scores(layer):
 
 
 def largest_difference(model, prune):
-    """Return how far the pruned model is from the masked one, and the former.
+    """Return the largest difference from the masked model, and the pruned one.
 
-    The difference is relative to the spread of the outputs over the batch, so
-    that small numbers don't pass.
+    The difference is relative to the standard deviation of the outputs over the
+    batch, so that small outputs are compared strictly too.
 
     Args:
-        model: the model; its weights are overwritten, save those of frozen
+        model: the model. Its weights are replaced, except those of frozen
             layers.
-        prune: a function that prunes it, by something else than its weights.
+        prune: a function that prunes the model independently of its weights.
     """
     inputs = inputs_for(model)
     frozen = _frozen(model)
@@ -58,13 +58,13 @@ def largest_difference(model, prune):
     return distance(outputs_of(small, inputs), masked), small
 
 
-def distance(answers, expected):
-    """Return the largest difference of two lists of arrays, in spreads."""
+def distance(outputs, expected):
+    """Return the largest difference of outputs, in standard deviations."""
     differences = []
-    for answer, right in zip(answers, expected, strict=True):
-        spread = np.std(right, axis=0).max()
-        assert spread > 1e-6 and np.isfinite(right).all()
-        differences.append(np.abs(answer - right).max() / spread)
+    for output, target in zip(outputs, expected, strict=True):
+        spread = np.std(target, axis=0).max()
+        assert spread > 1e-6 and np.isfinite(target).all()
+        differences.append(np.abs(output - target).max() / spread)
     return max(differences)
 
 
@@ -78,10 +78,10 @@ def _frozen(model):
 
 
 def with_distinct_weights(model, seed=0):
-    """Give all entries of each variable different values, of a usual size."""
+    """Give each variable distinct entries of a typical size."""
     generator = np.random.default_rng(seed)
     for variable in model.weights:
-        # Normalization would need to be told of new ones.
+        # Normalization layers cache these.
         if variable.name in ("mean", "variance", "count"):
             continue
         high = (6.0 / _fan_in(variable.shape)) ** 0.5
@@ -94,13 +94,13 @@ def with_distinct_weights(model, seed=0):
 
 
 def _fan_in(shape):
-    # The kernels of depthwise convolutions end in their multiplier.
+    # The last axis of a depthwise kernel is its multiplier.
     depthwise = len(shape) > 2 and shape[-1] == 1
     return np.prod(shape[:-2] if depthwise else shape[:-1] or 1)
 
 
 def mask(model, small):
-    """Set to zero, in `model`, what `small` does not have."""
+    """Set the entries of `model` to zero that `small` does not have."""
     for old, new in zip(model.weights, small.weights, strict=True):
         if old.shape != new.shape:
             values = _numpy(old)
@@ -113,7 +113,7 @@ def mask(model, small):
 def calibrate(model, inputs):
     """Set the statistics of BatchNormalizations to those of the inputs.
 
-    With others, the signal of a deep model dies out or is lost in constants.
+    With other statistics, the signal of a deep model vanishes.
     """
     norms = [
         layer
@@ -151,7 +151,7 @@ def outputs_of(model, inputs):
 def _call(model, inputs, training):
     if keras.backend.backend() != "jax":
         return model(inputs, training=training)
-    # One compilation, instead of one for every operation and shape.
+    # One compilation instead of one for each operation and shape.
     outputs, state = _compiled(model, training)(
         [v.value for v in model.trainable_variables],
         [v.value for v in model.non_trainable_variables],

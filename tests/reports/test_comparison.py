@@ -1,4 +1,4 @@
-"""compare: figures of real files and real runs, and what it refuses."""
+"""`compare`: figures from files and measurements, and refused arguments."""
 
 import os
 import re
@@ -29,7 +29,7 @@ from keras_distill.compression import prune_channels
 from keras_distill.reports import _compare
 from keras_distill.reports import _measure
 
-# Others export in a process of their own, and the files are the same.
+# Other backends export in a second process, with the same files.
 ON_TENSORFLOW = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="would start TensorFlow for every file"
 )
@@ -92,7 +92,7 @@ def test_every_precision(tmp_path):
 
 
 def ranges_of(monkeypatch, *args, **kwargs):
-    """Return what `compare` gives to `export_litert` for int8, by model."""
+    """Return the int8 samples that `compare` passes on, by model."""
     given = {}
 
     def export(model, path, precision, representative_data):
@@ -180,7 +180,7 @@ def test_zeros_save_no_time_and_channels_do():
         values = np.concatenate([w.ravel() for w in model.get_weights()])
         counts = found[name]["parameters"], found[name]["nonzero_parameters"]
         assert counts == (values.size, np.count_nonzero(values))
-    # The fastest turns, for a busy machine slows others down.
+    # The fastest turns, because other processes slow down some turns.
     dense, zeros, narrow = (
         found[name]["litert_float32_ms_low"] for name in models
     )
@@ -205,16 +205,16 @@ mean_square.__name__ = "own"
 def test_accuracy_and_agreement():
     x, y = vectors(40)
     models = [mlp(name="first"), mlp(name="second", activation="softmax")]
-    answers = [model.predict(x, verbose=0) for model in models]
+    outputs = [model.predict(x, verbose=0) for model in models]
     one_hot = np.eye(CLASSES)[y]
     forms = (y, y[:, np.newaxis], y.astype("float32"), y.tolist(), one_hot)
     for labels in forms:
         found = compare(models, (x, labels), litert=()).to_dict()
-        for model, answer in zip(models, answers):
+        for model, output in zip(models, outputs):
             figures = found[model.name]
-            right = np.mean(answer.argmax(-1) == y)
+            right = np.mean(output.argmax(-1) == y)
             assert figures["accuracy"] == right
-            agreement = float(TeacherAgreement()(answers[0], answer))
+            agreement = float(TeacherAgreement()(outputs[0], output))
             assert figures["agreement"] == pytest.approx(agreement)
     assert found["first"]["agreement"] == 1
 
@@ -333,7 +333,7 @@ def test_independent_labels_have_no_accuracy_of_classes():
     right = (model.predict(x, verbose=0) > 0.5) == rows
     assert found["binary"] == pytest.approx(right.mean())
     assert "agreement" not in found
-    # Of one label each, it is the class with the largest.
+    # With one label per sample, it is the class with the largest value.
     found = compare({"model": model}, (x, y), litert=()).to_dict()["model"]
     right = model.predict(x, verbose=0).argmax(-1) == y
     assert found["accuracy"] == right.mean()
@@ -442,7 +442,7 @@ def test_models_stay_as_they_are():
     assert model.compiled and model.optimizer.built
     plain = mlp(500)
     without = compare([plain], litert=()).to_dict()[plain.name]
-    # The state of the optimizer, 48 kB, is not in the file.
+    # The file has no optimizer state, which would take 48 kB.
     difference = found["keras_bytes"] - without["keras_bytes"]
     assert abs(difference) < 5000
 

@@ -61,7 +61,7 @@ def test_macs_of_linear_layers_are_the_sum_over_ones(case):
 def test_macs_of_separable_convolutions():
     inputs = keras.Input((9, 8, 3))
     outputs = layers.SeparableConv2D(5, 3, depth_multiplier=2)(inputs)
-    # 7 x 6 places; each of 3 x 2 channels looks at 9, and each of 5 at 6.
+    # 7 x 6 positions; each of 3 x 2 channels reads 9 values, each of 5 reads 6.
     assert macs_of(keras.Model(inputs, outputs)).all == 42 * (6 * 9 + 5 * 6)
     inputs = keras.Input((9, 3))
     outputs = layers.SeparableConv1D(5, 3)(inputs)
@@ -148,7 +148,7 @@ def test_every_call_counts_also_inside_other_models():
     inner = keras.Sequential([keras.Input((None, 3)), layers.Conv1D(3, 2)])
     inputs = keras.Input((9, 3))
     model = keras.Model(inputs, inner(inner(inputs)))
-    # 8 places in the first call, 7 in the second.
+    # 8 positions in the first call, 7 in the second.
     assert macs_of(model).all == (8 + 7) * 2 * 3 * 3
     flat = keras.Model(inputs, inner.layers[0](inner.layers[0](inputs)))
     assert macs_of(flat) == macs_of(model)
@@ -189,7 +189,7 @@ def test_only_the_last_reader_writes_over_its_input():
 
 
 def random_graph(seed):
-    """Layers that read what came before, some of it long before."""
+    """Layers that read earlier layers, some of them much earlier."""
     generator = np.random.default_rng(seed)
     inputs = keras.Input((3, 1))
     tensors = [inputs]
@@ -227,7 +227,7 @@ def test_energy_of_one_dense_layer():
     )
     calls = infer(model).calls
     found = energies(1010, Macs(1000, 200, []), 400, calls)
-    # 110 activations move, and the last layer is folded into the one before.
+    # 110 activations move. The last layer works in place.
     float32 = 1000 * (3.7 + 0.9) + 1010 * 640 + 110 * 5
     int8 = 1000 * (0.2 + 0.1) + 1010 * 640 / 4 + 110 * 5 / 4
     packed = 200 * (3.7 + 0.9) + 100 * 640 + 110 * 5

@@ -3,8 +3,9 @@
 **To make another Keras layer prunable, write a rule here.** A rule is a
 function with the decorator `@_rule(layers.X)`, or `@_merging_rule(layers.X)` if
 the layer has several inputs. It is called once for each call of such a layer
-and tells the `Coupling`
+and asks or tells the `Coupling`
 
+- `along`: which channels lie on an axis of the input,
 - `make`: which channels the layer makes, with which kernel,
 - `cut`: which axes of its weights are cut together with which channels,
 - `join`: which channels can only be removed together,

@@ -123,9 +123,9 @@ def _custom_objects(model):
     found = {type(layer) for layer in model._flatten_layers()}
     found |= {value for name, value in registered if f'"{name}"' in config}
     objects = [
-        [found.__module__, found.__qualname__]
-        for found in found
-        if found.__module__.split(".")[0] != "keras"
+        [value.__module__, value.__qualname__]
+        for value in found
+        if value.__module__.split(".")[0] != "keras"
     ]
     for module, name in objects:
         if module == "__main__":
