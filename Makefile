@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test suite lint docs wheel bench clean
+.PHONY: demo test suite lint docs wheel bench clean notebooks nightly
 
 demo: $(VENV)/demo-installed
-	$(BIN)/python examples/digits.py
+	$(BIN)/python experiments/digits.py
 
 test: lint docs wheel suite
 	@echo "All checks passed."
@@ -43,6 +43,17 @@ bench: $(VENV)/dev-installed
 	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.run
 	KERAS_BACKEND=torch $(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+
+# The examples as Jupyter notebooks, in build/notebooks.
+notebooks: $(VENV)/dev-installed
+	$(BIN)/python examples/make_notebooks.py
+
+# What takes too long for each change: all notebooks that need no download run
+# on each backend, and the demo.
+nightly: execute-tensorflow execute-jax execute-torch demo
+
+execute-%: $(VENV)/dev-installed
+	KERAS_BACKEND=$* $(BIN)/python examples/make_notebooks.py --execute
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Runs a command as on a processor without AMX (Linux on x86-64).
 
-    python -m benchmarks.without_amx python examples/prune_resnet.py ...
+    python -m benchmarks.without_amx python experiments/prune_resnet.py ...
 
 LiteRT computes int8 convolutions on AMX where a server has it, in tiles that
 cost small networks more than they gain. Phones and sensors have no AMX: their

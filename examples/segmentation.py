@@ -61,7 +61,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(
     from_logits=True, ignore_class=255
 )
 teacher.compile(keras.optimizers.Adam(2e-3), loss)
-teacher.fit(x, masks, epochs=15, verbose=0)
+teacher.fit(x, masks, epochs=20, verbose=0)
 
 # ## Train a student with 100 masks
 masks[100:] = 255  # No class is known for these pixels.
@@ -73,11 +73,12 @@ crop = InceptionCrop(16, 24, area_range=(0.8, 1.0))
 distiller = Distiller(
     student=student, teacher=teacher, augment=ConsistentAugment([crop])
 )
+rate = keras.optimizers.schedules.CosineDecay(1e-2, 30 * 32)
 distiller.compile(
-    keras.optimizers.Adam(4e-3),
+    keras.optimizers.Adam(rate),
     ClassicKD(alpha=0.9, temperature=2.0, label_loss=loss),
 )
-distiller.fit(x, masks, epochs=15, verbose=2)
+distiller.fit(x, masks, epochs=30, verbose=2)
 
 # ## Compare
 models = {"teacher": teacher, "100 masks": alone, "distilled": student}

@@ -127,7 +127,7 @@ def _convolve(x, channels, size, strides, name):
     )(x)
 
 
-@keras.saving.register_keras_serializable(package="keras_distill_examples")
+@keras.saving.register_keras_serializable(package="keras_distill_experiments")
 class StandardizedConv2D(layers.Conv2D):
     """A convolution with kernels of mean 0 and variance 1.
 

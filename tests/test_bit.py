@@ -12,14 +12,14 @@ from common import weights_of
 from keras import layers
 from reference import bit as reference
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 SMALL, CLASSES = (1, 2, 1, 1), 7
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
 
 
 @pytest.fixture
 def bit(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import bit
 
     monkeypatch.setitem(bit.VARIANTS, "small", (SMALL, 1))

@@ -1,10 +1,12 @@
-"""The examples run, read real archives, and say what is wrong with others."""
+"""The experiments run, read real archives, and follow the results' schema.
+
+On TensorFlow only: the experiments use the package as the short examples do,
+which run on every backend. What is left are options, files and tables.
+"""
 
 import io
-import json
-import os
 import pathlib
-import subprocess
+import runpy
 import sys
 import types
 
@@ -16,76 +18,94 @@ from PIL import Image
 from keras_distill.compression import unpack
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
+EXPERIMENTS = ROOT / "experiments"
+RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))
+
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="does not depend on the backend",
+)
 
 
 @pytest.fixture(autouse=True)
-def examples_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def experiments_are_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
 
 
-def run(example, folder, *arguments, check=True):
-    return subprocess.run(
-        [sys.executable, EXAMPLES / example, *map(str, arguments)],
-        check=check,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Return a function that runs an experiment and returns what it prints.
+
+    It runs in this process, which has imported the backend already.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(experiment, *arguments):
+        path = str(EXPERIMENTS / experiment)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_digits(tmp_path):
-    run("digits.py", tmp_path, "--smoke", "--out", tmp_path)
+def rows_of(path):
+    """Return the rows of a file, which follow the schema."""
+    import results_schema
+
+    return results_schema.read(path)
+
+
+def test_digits(run, tmp_path):
+    run("digits.py", "--smoke", "--out", tmp_path)
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     keras.models.load_model(tmp_path / "demo_student.keras")
 
 
-def test_torch_teacher(tmp_path):
+def test_torch_teacher(run, tmp_path):
     arguments = ["--epochs", 2, "--recorded-epochs", 1, "--smoke"]
-    run("torch_teacher.py", tmp_path, *arguments, "--workdir", "runs")
+    run("torch_teacher.py", *arguments, "--workdir", "runs")
     file = tmp_path / f"runs/{keras.backend.backend()}.json"
-    results = json.loads(file.read_text())
-    first, last = results["curve"]
-    assert last["loss"] < first["loss"]
-    limit = 1e-3 * results["largest_logit"]
-    assert results["largest_error_of_recording"] < limit
+    (row,) = rows_of(file)
+    metrics = row["metrics"]
+    first, last = metrics["loss"]
+    assert last < first
+    limit = 1e-3 * metrics["largest_logit"]
+    assert metrics["largest_error_of_recording"] < limit
+    assert row["settings"]["backend"] in row["command"]
 
 
-def test_compare_losses(tmp_path):
-    out = tmp_path / "losses.json"
-    run("compare_losses.py", tmp_path, "--smoke", "--out", out)
-    assert len(json.loads(out.read_text())["rows"]) == 13
+def test_compare_losses(run, tmp_path):
+    run("compare_losses.py", "--smoke", "--out", tmp_path / "losses.json")
+    assert len(rows_of(tmp_path / "losses.json")) == 13
 
 
-@pytest.mark.parametrize("example", ["regression.py", "multi_label.py"])
-def test_values_and_labels(example, tmp_path):
+@pytest.mark.parametrize("experiment", ["regression.py", "multi_label.py"])
+def test_values_and_labels(experiment, run, tmp_path):
     out = tmp_path / "results.json"
-    run(example, tmp_path, "--smoke", "--out", out)
-    rows = json.loads(out.read_text())["rows"]
-    assert {len(row) for row in rows.values()} == {1}
-    assert any("no labels" in name for name in rows)
+    run(experiment, "--smoke", "--out", out)
+    rows = rows_of(out)
+    metrics = [*(values for row in rows for values in row["metrics"].values())]
+    assert {len(values) for values in metrics} == {1}
+    assert any("no labels" in row["name"] for row in rows)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow",
-    reason="elsewhere, each of the five files takes another process",
-)
-def test_int8(tmp_path):
-    lines = run("int8.py", tmp_path, "--smoke").stdout.splitlines()
+def test_int8(run, tmp_path):
+    lines = run("int8.py", "--smoke").splitlines()
     assert sum("bytes, file" in line for line in lines) == 5
     assert len(list((tmp_path / "runs").glob("*.tflite"))) == 5
 
 
-def test_consistency(tmp_path):
-    run("consistency.py", tmp_path, "--smoke")
-    curves = json.loads((tmp_path / "consistency.json").read_text())["curves"]
-    assert len(curves) == 4
-    assert all(len(curve["test_accuracy"]) == 1 for curve in curves.values())
+def test_consistency(run, tmp_path):
+    run("consistency.py", "--smoke")
+    rows = rows_of(tmp_path / "consistency.json")
+    assert len({row["settings"]["views"] for row in rows}) == len(rows) == 4
+    assert all(len(row["metrics"]["test_accuracy"]) == 1 for row in rows)
 
 
-def test_compare_resnet20(tmp_path):
-    run("compare_resnet20.py", tmp_path, "--smoke")
+def test_compare_resnet20(run, tmp_path):
+    run("compare_resnet20.py", "--smoke")
     assert "90 % zeros" in (tmp_path / "comparison.md").read_text()
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
 
@@ -99,16 +119,20 @@ def test_compare_resnet20(tmp_path):
     ],
     ids=lambda a: a[0],
 )
-def test_images_in_smoke_mode(arguments, tmp_path):
-    example, *others = arguments
+def test_images_in_smoke_mode(arguments, run, tmp_path):
+    experiment, *others = arguments
     arguments = [*others, "--smoke", "--workdir", "runs"]
-    run(example, tmp_path, *arguments)
-    (row,) = json.loads((tmp_path / "runs/results.json").read_text())
-    assert 0 <= row["accuracy"] <= 1 and 0 <= row["agreement"] <= 1
+    run(experiment, *arguments)
+    (row,) = rows_of(tmp_path / "runs/results.json")
+    settings, metrics = row["settings"], row["metrics"]
+    assert 0 <= metrics["accuracy"] <= 1 and 0 <= metrics["agreement"] <= 1
+    assert settings["epochs"] == 1 and isinstance(settings["mix"], float)
+    assert not {"data", "workdir"} & settings.keys()
+    assert row["command"].startswith(f"python experiments/{experiment} --")
     assert (tmp_path / "runs/curves.png").stat().st_size > 5_000
     student = keras.models.load_model(tmp_path / f"runs/{row['name']}.keras")
-    assert student.count_params() == row["parameters"]
-    again = run(example, tmp_path, *arguments).stdout
+    assert student.count_params() == metrics["parameters"]
+    again = run(experiment, *arguments)
     assert f"{row['name']}.keras" in again and "Training" not in again
 
 
@@ -116,40 +140,73 @@ def test_the_pages_show_the_results():
     import tables
 
     for path, text in tables.pages().items():
-        assert path.read_text() == text, "Run `python examples/tables.py`."
+        assert path.read_text() == text, "Run `python experiments/tables.py`."
 
 
-def test_prune_resnet(tmp_path):
-    run("prune_resnet.py", tmp_path, "--smoke")
-    rows = json.loads((tmp_path / "runs/results.json").read_text())
-    pruned, taught = rows
-    assert pruned["epochs"] == 0 and taught["epochs"] == 1
-    assert taught["parameters"] < 0.3 * taught["teacher_parameters"]
-    if keras.backend.backend() == "tensorflow":
-        # Elsewhere, each file of a report takes another process.
-        run("prune_resnet.py", tmp_path, "--smoke", "--report")
-        assert "accuracy" in (tmp_path / "runs/comparison.md").read_text()
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_committed_results_follow_the_schema(path):
+    rows = rows_of(path)
+    assert len({row["name"] for row in rows}) == len(rows) > 0
+    for row in rows:
+        script = row["command"].split("python ")[1].split()[0]
+        assert (ROOT / script).exists()
 
 
-def test_share_resnet(tmp_path):
-    run("share_resnet.py", tmp_path, "--smoke")
-    (row,) = json.loads((tmp_path / "runs/results.json").read_text())
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"schema": 2}, "`schema` must be 1. Received: 2"),
+        ({"speed": 3}, "the keys must be"),
+        ({"settings": "--epochs 5"}, "`settings` must be"),
+        ({"settings": {"mix": [1]}}, "setting mix must be one value"),
+        ({"metrics": {"accuracy": "good"}}, "metric accuracy must be numbers"),
+        ({"metrics": {"accuracy": []}}, "metric accuracy must be numbers"),
+        ({"commit": None}, "`note` must say why"),
+    ],
+)
+def test_rows_of_another_form_are_refused(changes, message):
+    import results_schema
+
+    options = types.SimpleNamespace(epochs=5, workdir="runs")
+    given = ("row", options, {"accuracy": 0.5}, "python x.py", "abc", "1 core")
+    row = results_schema.new_row(*given, network="cnn")
+    assert row["settings"] == {"epochs": 5, "network": "cnn"}
+    with pytest.raises(ValueError, match=message):
+        results_schema.check({**row, **changes})
+
+
+def test_prune_resnet(run, tmp_path):
+    run("prune_resnet.py", "--smoke")
+    pruned, taught = rows_of(tmp_path / "runs/results.json")
+    assert pruned["settings"]["epochs"] == 0
+    assert taught["settings"]["epochs"] == 1
+    metrics = taught["metrics"]
+    assert metrics["parameters"] < 0.3 * metrics["teacher_parameters"]
+    run("prune_resnet.py", "--smoke", "--report")
+    assert "accuracy" in (tmp_path / "runs/comparison.md").read_text()
+
+
+def test_share_resnet(run, tmp_path):
+    run("share_resnet.py", "--smoke")
+    (row,) = rows_of(tmp_path / "runs/results.json")
     packed = tmp_path / f"runs/{row['name']}.packed"
     kernels = [w for w in unpack(packed).get_weights() if w.ndim == 4]
     assert max(len(np.unique(kernel)) for kernel in kernels) == 8
-    assert packed.stat().st_size < 4 * row["parameters"] / 8
+    assert packed.stat().st_size < 4 * row["metrics"]["parameters"] / 8
 
 
-def test_deep_compression(tmp_path):
+def test_deep_compression(run, tmp_path):
     arguments = ["--network", "lenet_5", "--smoke", "--workdir", "runs"]
-    run("deep_compression.py", tmp_path, *arguments)
-    rows = json.loads((tmp_path / "runs/results.json").read_text())
-    dense, pruned, shared = rows
+    run("deep_compression.py", *arguments)
+    rows = rows_of(tmp_path / "runs/results.json")
+    stages = [row["settings"]["stage"] for row in rows]
+    assert stages == ["dense", "pruned", "shared"]
+    dense, pruned, shared = (row["metrics"] for row in rows)
     assert dense["zeros"] < 0.01 and pruned["zeros"] > 0.9
     assert shared["bytes"] < pruned["bytes"] / 3 < dense["bytes"] / 3
     assert shared["bytes"] < shared["zlib_bytes"]
     # Another setting goes on from the stages that it shares.
-    run("deep_compression.py", tmp_path, *arguments, "--num-clusters", "3")
+    run("deep_compression.py", *arguments, "--num-clusters", "3")
     names = {path.name for path in (tmp_path / "runs").glob("*.keras")}
     assert len(names) == 4 and sum("shared" in name for name in names) == 2
 
@@ -164,14 +221,16 @@ def test_lenets_are_those_that_papers_compress():
 def test_a_network_of_other_settings_is_refused(tmp_path, monkeypatch):
     import experiment_results
 
-    rows = [{"name": "alone", "command": "python examples/mnist.py"}]
-    (tmp_path / "results.json").write_text(json.dumps(rows))
-    settings = types.SimpleNamespace(workdir=tmp_path)
+    settings = types.SimpleNamespace(workdir=tmp_path, epochs=10)
     monkeypatch.setattr(sys, "argv", ["mnist.py"])
+    row = experiment_results.row_of("alone", settings, {"accuracy": 0.5})
+    experiment_results.add(row, tmp_path)
     experiment_results.refuse_other_settings("alone", settings)
     monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "5"])
+    settings.epochs = 5
     with pytest.raises(SystemExit, match="--epochs 5"):
         experiment_results.refuse_other_settings("alone", settings)
+    experiment_results.refuse_other_settings("another", settings)
 
 
 def options(folder, **others):
@@ -264,92 +323,12 @@ def test_wrong_images(tmp_path):
         mnist.load(options(tmp_path))
 
 
-def test_a_wrong_folder_ends_the_program_with_one_line(tmp_path):
-    done = run("mnist.py", tmp_path, "--data", "nowhere", check=False)
-    assert done.returncode == 1
-    assert "There is no nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def torch_resnet(depth):
-    """The network of the published CIFAR-10 states, written in PyTorch."""
-    import torch
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self, narrow, width, stride):
-            super().__init__()
-            self.conv1 = nn.Conv2d(narrow, width, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(width)
-            self.pad = (width - narrow) // 2
-            self.stride = stride
-
-        def forward(self, x):
-            shortcut = x[:, :, :: self.stride, :: self.stride]
-            pad = (0, 0, 0, 0, self.pad, self.pad)
-            shortcut = nn.functional.pad(shortcut, pad)
-            x = torch.relu(self.bn1(self.conv1(x)))
-            return torch.relu(self.bn2(self.conv2(x)) + shortcut)
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(16)
-            blocks = (depth - 2) // 6
-            for stage in (1, 2, 3):
-                width = 8 * 2**stage
-                narrow = width if stage == 1 else width // 2
-                first = Block(narrow, width, 1 if stage == 1 else 2)
-                rest = [Block(width, width, 1) for _ in range(blocks - 1)]
-                setattr(self, f"layer{stage}", nn.Sequential(first, *rest))
-            self.linear = nn.Linear(64, 10)
-
-        def forward(self, x):
-            x = torch.relu(self.bn1(self.conv1(x)))
-            x = self.layer3(self.layer2(self.layer1(x)))
-            return self.linear(x.mean((2, 3)))
-
-    torch.manual_seed(0)
-    network = Network()
-    for name, value in network.state_dict().items():
-        if value.ndim == 1 and "running_mean" not in name:
-            value.uniform_(0.5, 1.5)
-    return network.eval()
-
-
-@pytest.mark.parametrize("depth", [20, 56])
-def test_the_published_resnets(depth, tmp_path):
-    import cifar10
-    import torch
-
-    reference = torch_resnet(depth)
-    state = {
-        name: value.numpy()
-        for name, value in reference.state_dict().items()
-        if "num_batches" not in name
-    }
-    file = f"cifar10_resnet{depth}_state.npz"
-    np.savez(tmp_path / file, **state)
-    model = cifar10.pretrained(depth, tmp_path)
-    x = images(4)
-    mean, deviation = np.array(cifar10.MEAN), np.array(cifar10.DEVIATION)
-    normalized = ((x / 255 - mean) / deviation).transpose(0, 3, 1, 2)
-    with torch.no_grad():
-        expected = reference(torch.tensor(normalized, dtype=torch.float32))
-    expected = expected.cpu().numpy()
-    scale = np.abs(expected).max()
-    answers = keras.ops.convert_to_numpy(model(x, training=False))
-    np.testing.assert_allclose(answers / scale, expected / scale, atol=1e-5)
-    loaded = model.count_params() - sum(
-        keras.ops.size(w)
-        for layer in model.layers
-        if layer.name.endswith("_pad")
-        for w in layer.weights
-    )
-    assert int(loaded) == sum(value.size for value in state.values())
+def test_a_wrong_folder_ends_the_program_with_one_line(run):
+    with pytest.raises(SystemExit) as error:
+        run("mnist.py", "--data", "nowhere")
+    # Python prints the text of a `SystemExit`, and no traceback.
+    assert error.value.code.startswith("There is no nowhere")
+    assert "\n" not in error.value.code
 
 
 def test_the_mobilenet_archive(tmp_path):

@@ -1,4 +1,4 @@
-"""Compares `examples/bit.py` with timm on checkpoints in the published layout.
+"""Compares `experiments/bit.py` with timm on checkpoints of the same layout.
 
 The checkpoints hold random weights; timm reads them with its own loader. timm
 needs torchvision, and that a build of PyTorch to match, so neither is a
@@ -32,7 +32,7 @@ import keras
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "tests")]
 
 import bit  # noqa: E402
 from reference import bit as reference  # noqa: E402
