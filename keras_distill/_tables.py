@@ -8,8 +8,11 @@ import html
 from collections.abc import Iterable
 from collections.abc import Sequence
 
-# The colors of the page are used, so that tables are readable in dark mode too.
-_TABLE = "border-collapse: collapse; font-variant-numeric: tabular-nums"
+# Tables have the colors of the page, so they are readable in dark mode too.
+_TABLE = (
+    "border-collapse: collapse; color: inherit; "
+    "font-variant-numeric: tabular-nums"
+)
 _CELL = "padding: 0.25em 0.75em; text-align: {side}"
 _RULE = "border-bottom: 1px solid currentColor"
 
