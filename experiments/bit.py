@@ -10,7 +10,7 @@ that starts from ImageNet-21k.
 
 The checkpoints were trained with symmetric padding, a GroupNorm epsilon of 1e-5
 and a kernel epsilon of 1e-10. Keras's own padding, lopsided for even sizes, and
-its epsilon of 1e-3 would run too, and give other answers.
+its epsilon of 1e-3 would run too, and give other outputs.
 
 Sources: Kolesnikov et al. 2020, https://arxiv.org/abs/1912.11370, and the
 networks and file names of https://github.com/google-research/big_transfer.

@@ -80,7 +80,7 @@ HINTS = {
 
 
 def taught(name, value, seed, teacher, images, options):
-    """Return a student that learned from the teacher's answers alone."""
+    """Return a student that learned from the teacher's outputs only."""
     keras.utils.set_random_seed(seed)
     student = digits.student_cnn()
     loss, hints = FunctionMatching(), []

@@ -2,7 +2,7 @@
 
 A small CNN matches a ResNet-20 on 5,000 images of CIFAR-10, in four settings
 that differ in what the two look at: the teacher at the whole image and the
-student at a crop of it; both at crops of their own; both at the same crop; both
+student at a crop of it; both at different crops; both at the same crop; both
 at the same crop, mixed with another.
 
     python experiments/consistency.py --data FOLDER --out consistency.json
@@ -46,7 +46,7 @@ class TwoViews(layers.Layer):
     A layer that returns a dict with these two names decides who sees what.
 
     Args:
-        crop_for_teacher: whether the teacher gets a crop too, of its own.
+        crop_for_teacher: whether the teacher gets another crop.
     """
 
     def __init__(self, crop_for_teacher, **kwargs):

@@ -1,16 +1,16 @@
-"""Digits: a small network learns from a teacher what few labels can't tell it.
+"""Digits: a small network learns from a teacher when labels are few.
 
 The 8x8 digits of scikit-learn, nothing to download. The split is fixed: 897
-images to train, 300 to choose settings, 600 to test. The setting is the one in
-which a teacher matters: many images, few labels.
+images to train, 300 to choose settings, 600 to test. A teacher helps where
+there are many images and few labels:
 
-- The teacher, a CNN of 85 thousand parameters, was trained on all 897 labels.
-- The student, a CNN of 2 thousand, is trained when only 100 of the labels are
-  still at hand. Alone it can use these 100 images and no others.
-- `ClassicKD` and `FunctionMatching` use all 897 images, without any label: what
-  they know of the digits is what the teacher says about them.
+- The teacher, a CNN of 85 thousand parameters, is trained with all 897 labels.
+- The student, a CNN of 2 thousand, has only 100 of the labels. Alone it can use
+  these 100 images and no others.
+- `ClassicKD` and `FunctionMatching` use all 897 images without labels: the
+  targets are the teacher's predictions.
 - For comparison, the student alone with all 897 labels. It shows the limit of
-  the method here: where every image has its label, this teacher adds nothing.
+  the method: if every image has its label, this teacher adds nothing.
 
 Per seed, all students have the same architecture, initial weights, optimizer,
 number of steps and random crops; `FunctionMatching` also mixes the images, as
@@ -209,9 +209,9 @@ def run(data, options):
     x_test, y_test = data["test"]
     print(f"Training the teacher on {len(data['train'][0])} labelled images.")
     teacher = train_teacher(data, options)
-    answers = decisions(teacher, x_test)
+    outputs = decisions(teacher, x_test)
     rows, students = {"teacher": new_row(teacher)}, {}
-    add(rows["teacher"], answers, answers, y_test)
+    add(rows["teacher"], outputs, outputs, y_test)
 
     for seed in range(options.seeds):
         print(f"\nSeed {seed + 1} of {options.seeds}: four times one student.")
@@ -222,7 +222,7 @@ def run(data, options):
             if seed == 0:
                 rows[method] = new_row(student)
                 students[method] = student
-            add(rows[method], decisions(student, x_test), answers, y_test)
+            add(rows[method], decisions(student, x_test), outputs, y_test)
             accuracy = rows[method]["accuracy"][-1]
             seconds = time.time() - start
             print(f"{accuracy:7.1%} of the test images, {seconds:4.1f} s")
@@ -245,9 +245,9 @@ def bytes_on_disk(model):
         return path.stat().st_size
 
 
-def add(row, predicted, answers, labels):
+def add(row, predicted, outputs, labels):
     row["accuracy"].append(float(np.mean(predicted == labels)))
-    row["agreement"].append(float(np.mean(predicted == answers)))
+    row["agreement"].append(float(np.mean(predicted == outputs)))
 
 
 def spread(values):
@@ -301,7 +301,7 @@ def print_finding(rows, count):
         f"The teacher was trained on {count} labels. For the student "
         f"{LABELLED} of them are left.\n"
         "Alone, it learns from these. Distilled, it learns from all "
-        f"{count} images and the\nteacher's answers, and sees no label. "
+        f"{count} images and the\nteacher's outputs, and sees no label. "
         f"Had it all {count} labels, it would reach\n{all_labels:.1%} alone, "
         "and would hardly need a teacher."
     )

@@ -68,7 +68,7 @@ def parser_of(text, epochs):
         "--recorded-epochs",
         type=int,
         default=0,
-        help="let the teacher answer for so many epochs, and replay them",
+        help="record the teacher for so many epochs, and replay them",
     )
     add(
         "--teacher-dtype",
@@ -153,7 +153,7 @@ def view_seed(options):
     """Return the seed of the views.
 
     One recording serves all students: their first weights tell the seeds apart.
-    Where those are given, every seed needs a `recording_seed` of its own.
+    Where those are given, every seed requires its own `recording_seed`.
     """
     return options.recording_seed if options.recorded_epochs else options.seed
 
@@ -212,7 +212,7 @@ def optimizer(options, samples):
 
 
 class Accuracy(keras.callbacks.Callback):
-    """Scores the network alone: without views, and no teacher answers."""
+    """Scores the network alone: without views and without the teacher."""
 
     def __init__(self, network, x, y, every):
         super().__init__()
@@ -275,7 +275,7 @@ def train_taught(
     network, teacher, views, data, scored, name, options, callbacks=()
 ):
     """Train with the teacher, live or from its recording."""
-    teacher = fold_batch_norm(teacher)  # The same answers in less time.
+    teacher = fold_batch_norm(teacher)  # The same outputs in less time.
     if options.recorded_epochs:
         path = options.workdir / recording_of(teacher, options)
         record_teacher(
@@ -293,7 +293,7 @@ def train_taught(
 
 
 def recording_of(teacher, options):
-    """Name a recording by what its views, answers and batches depend on."""
+    """Name a recording by what its views, outputs and batches depend on."""
     parts = ["recording", teacher.name, f"{options.smallest_area:g}"]
     parts += [f"batch-{options.batch_size}"]
     parts += [f"shift-{options.shift:g}"] if options.shift else []
@@ -343,18 +343,20 @@ def run(options, data, scored, views, student, teacher):
         student: function that returns a new student.
         teacher: function that returns the trained teacher.
     """
-    answers = teacher() if options.loss != "alone" else None
-    name = name_of(options, answers)
+    taught_by = teacher() if options.loss != "alone" else None
+    name = name_of(options, taught_by)
     results.refuse_other_settings(name, options)
 
     def train(network):
-        if answers is None:
+        if taught_by is None:
             train_alone(network, views(), data, scored, name, options)
         else:
-            train_taught(network, answers, views(), data, scored, name, options)
+            train_taught(
+                network, taught_by, views(), data, scored, name, options
+            )
 
     network = trained(name, student, train, options)
-    results.report(name, network, scored, options, answers)
+    results.report(name, network, scored, options, taught_by)
     return network
 
 

@@ -1,12 +1,12 @@
-"""CIFAR-10: a ResNet-20 as LiteRT files, rounded after training or during it.
+"""CIFAR-10: a ResNet-20 in LiteRT, with rounding after or during training.
 
     python experiments/int8.py --data FOLDER
 
 The network is read from FOLDER/cifar10_resnet20_state.npz (see `cifar10.py`).
-It is written in every precision, and once more after a short training in which
-it rounds to 8 bits and answers for its old self. Printed are the bytes, the
-accuracy of each file in the LiteRT interpreter, and that of the Keras model
-that it was written from.
+It is exported in every precision, and once more after a short
+quantization-aware training, with the original network as its teacher. The
+script prints the bytes, the accuracy of each file in the LiteRT interpreter,
+and that of the Keras model that was exported.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Several labels per image: which digits are on a canvas, with a teacher.
 
-A canvas shows none to three digits, each in a corner of its own. Its labels are
+A canvas shows none to three digits, each in another corner. Its labels are
 ten sigmoids: any number of them may be 1, so the loss is `BinaryKD` and not one
 for a softmax. The setting is the one in which a teacher matters: many images,
 few labels.

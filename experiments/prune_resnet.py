@@ -1,4 +1,4 @@
-"""Half of the filters of a ResNet-56 removed, and what is left taught back.
+"""A ResNet-56 without half of its channels, distilled from the original.
 
     python experiments/prune_resnet.py --data FOLDER --loss alone
     python experiments/prune_resnet.py --data FOLDER --recorded-epochs 10
@@ -6,10 +6,10 @@
         --report
 
 A ResNet-56 that was trained on CIFAR-10 loses half of its channels, which
-leaves a quarter of its weights; the statistics of its normalizations are
-estimated anew. It is then trained with labels, or taught by what it was cut out
-of. `--report` compares the two: files, time, energy and accuracy. FOLDER holds
-cifar10.npz and cifar10_resnet56_state.npz.
+leaves a quarter of its weights. The statistics of its normalizations are
+estimated again. It is then trained with labels, or with the original network as
+its teacher. `--report` compares the two: files, time, energy and accuracy.
+FOLDER holds cifar10.npz and cifar10_resnet56_state.npz.
 """
 
 import argparse

@@ -1,25 +1,26 @@
 """Regression: a small network learns from the mean of eight larger ones.
 
 The diabetes data of scikit-learn, nothing to download: 442 patients, ten
-measurements, and the progress of the disease a year later. Few and noisy
-labels, which a network of 465 parameters learns by heart.
+measurements, and the progress of the disease a year later. There are few and
+noisy labels, and a network of 465 parameters overfits to them.
 
 - The teacher is the mean of eight networks, each trained on another bootstrap
-  sample of the training half. A `Distiller` takes them as a list, and with
-  `ValueMatching` averages what they say.
+  sample of the training half. A `Distiller` takes them as a list, and
+  `ValueMatching` averages their outputs.
 - The student alone has the labels, without and with the L2 penalty that the
   teachers have.
-- `ValueMatching` has no label: what it knows is what the teachers say about the
-  same patients.
+- `ValueMatching` has no labels: it uses the teachers' outputs for the same
+  patients.
 - For comparison, a ridge regression. On data this small it is the best of all:
-  the example shows what a teacher adds to a network, not that one is needed.
+  the experiment shows what a teacher adds to a network.
 
-Each seed splits the patients anew; per seed, all students have the same initial
-weights, optimizer and number of steps. Settings were fixed beforehand, and the
-test half is scored once. Errors are in units of the standard deviation of the
-target, so 1 is the error of the mean.
+Each seed splits the patients again. Per seed, all students have the same
+initial weights, optimizer and number of steps. Settings were fixed beforehand,
+and the test half is scored once. Errors are in units of the standard deviation
+of the target, so 1 is the error of the mean.
 
-    python experiments/regression.py --out experiments/results/regression.json
+    python experiments/regression.py \\
+        --out experiments/results/regression.json
 
 About four minutes on one core. The backend is Keras's: `KERAS_BACKEND=jax`.
 """
@@ -106,11 +107,11 @@ def run_seed(seed, x, y, options):
     generator = np.random.default_rng(seed)
     train, test = np.split(generator.permutation(len(x)), 2)
     teachers = train_teachers(x[train], y[train], generator, options)
-    says = [t.predict(x[test], verbose=0) for t in teachers]
+    outputs = [t.predict(x[test], verbose=0) for t in teachers]
     ridge = RidgeCV(np.logspace(-2, 4, 13)).fit(x[train], y[train])
     errors = {
-        "teacher": error(np.mean(says, axis=0), y[test]),
-        "one of the teachers": error(says[0], y[test]),
+        "teacher": error(np.mean(outputs, axis=0), y[test]),
+        "one of the teachers": error(outputs[0], y[test]),
         "ridge regression": error(ridge.predict(x[test]), y[test]),
     }
     students = train_students(x[train], y[train], teachers, options)

@@ -4,12 +4,12 @@
     KERAS_BACKEND=tensorflow python experiments/torch_teacher.py --data FOLDER
     KERAS_BACKEND=jax python experiments/torch_teacher.py --data FOLDER
 
-EfficientNet-Lite0, trained on ImageNet, gets a last layer for 102 flowers from
-the 1,020 labelled images. The student, a Keras network of a tenth of its size
-on images of half its size, sees 2,000 others without labels, and learns what
-the teacher says about them. The other 4,149 images are scored.
+EfficientNet-Lite0, trained on ImageNet, gets a last layer for 102 flowers,
+trained with the 1,020 labelled images. The student, a Keras network of a tenth
+of its size on images of half its size, learns from the teacher's outputs for
+2,000 other images, without labels. The other 4,149 images are scored.
 
-The first run records the teacher in `--workdir`; a run on another backend finds
+The first run records the teacher in `--workdir`. A run on another backend finds
 the recording and the student's initial weights there, and trains from them.
 """
 
@@ -73,7 +73,7 @@ def central(images):
 
 
 def outputs(module, images):
-    """Return what a torch module makes of images, asked without Keras."""
+    """Return the outputs of a torch module, computed without Keras."""
     batches = np.array_split(images, -(-len(images) // 32))
     with torch.no_grad():
         return torch.cat([module(as_torch(torch.tensor(b))) for b in batches])
