@@ -1,16 +1,19 @@
-"""All that differs between TensorFlow, JAX and PyTorch, in one place.
+"""Everything that differs between TensorFlow, JAX and PyTorch, in one place.
 
 A training step of the Distiller is Keras's own step on an annotated batch. The
-backends differ in where state lives while that batch is prepared:
+backends differ in where state is kept while that batch is prepared:
 
-- TensorFlow reads and writes variables in place. What runs before Keras's step
-  runs before its gradient tape, so nothing of it is kept for the backward pass.
-- PyTorch does too, with the gradient switched off explicitly.
+- TensorFlow reads and writes variables in place. The batch is prepared before
+  Keras opens its gradient tape, so nothing of it is kept for the backward pass.
+- PyTorch also writes in place; gradients are switched off explicitly.
 - JAX passes all state through the arguments of the compiled step. The teacher's
-  variables are no part of the student's state, so they travel beside each batch
-  (`feed`): a variable that is only read from inside would become a constant of
-  the compiled step, and a teacher that changes would go unnoticed. Batches are
-  not donated, so that the caller's teacher stays usable throughout.
+  variables are not part of the student's state, so their values are passed with
+  each batch (`feed`). Otherwise they would be constants of the compiled step,
+  and changes of the teacher would have no effect. Batches are not donated, so
+  the caller's teacher remains usable.
+
+The only other files that name a backend are `teachers/_torch_modules.py`, for
+torch modules as teachers, and the LiteRT converter of TensorFlow.
 """
 
 import contextlib
@@ -20,16 +23,19 @@ import os
 import keras
 from keras import tree
 
+from keras_distill._keras_internals import jax_state_is_in_variables
+from keras_distill._keras_internals import variables_of_jax_state
+
 _BACKEND = keras.backend.backend()
 
 EMPTY = (
     "The data has no batches, so nothing was trained. Received: an empty "
-    "dataset. Check the path, the filter or the split that it comes from."
+    "dataset. Check the path, the filter or the split of the data."
 )
 
 
 def run_step(model, step, annotate, variables_read, arguments):
-    """Run `step`, Keras's own step, on what `annotate` makes of the batch.
+    """Run Keras's own step on the annotated batch.
 
     Args:
         model: the model that owns the step.
@@ -46,36 +52,38 @@ def run_step(model, step, annotate, variables_read, arguments):
             data = annotate(data)
         return step(data)
 
-    state, (frozen_values, data) = arguments
-    trainable, non_trainable, *rest = state
-    mapping = [
-        *zip(model.trainable_variables, trainable),
-        *zip(model.non_trainable_variables, non_trainable),
-        *zip(model.metrics_variables, rest[-1]),
-        *zip(variables_read(), frozen_values),
-    ]
-    if len(rest) == 2:  # A training step; evaluation has no optimizer state.
-        mapping += zip(model.optimizer.variables, rest[0])
+    state, (values_read, data) = arguments
+    mapping = [*zip(variables_read(), values_read)]
+    for variables, values in zip(variables_of_jax_state(model, state), state):
+        mapping += zip(variables, values)
     with keras.StatelessScope(state_mapping=mapping) as scope:
         data = annotate(data)
-    # Drawing a view advances seed generators; watching a teacher, a metric.
-    non_trainable = _updated(scope, model.non_trainable_variables)
-    rest[-1] = _updated(scope, model.metrics_variables)
-    return step((trainable, non_trainable, *rest), data)
+    # Drawing a view advances seed generators, which are not trainable, and
+    # checking the teacher's outputs updates a metric.
+    trainable, _, *optimizer, _ = state
+    return step(
+        (
+            trainable,
+            _updated(scope, model.non_trainable_variables),
+            *optimizer,
+            _updated(scope, model.metrics_variables),
+        ),
+        data,
+    )
 
 
 @contextlib.contextmanager
 def unwritten(teacher):
-    """Run a block in which layers may write to weights, and undo it.
+    """Run a block, and discard what it writes to the teacher's weights.
 
-    Some layers write in inference too: counters, stateful recurrent layers, a
+    Some layers write during inference: counters, stateful recurrent layers, a
     BatchNormalization that is called with `training=True`. On JAX the scope of
-    the step drops what they write, and it is noted which generators they draw
-    from: `feed` advances those.
+    the step discards what they write. It is recorded which random generators
+    they draw from, and `feed` advances those.
 
     Args:
-        teacher: a `LiveTeacher`, whose `weights` are kept. The `seed_states`
-            of its random generators advance.
+        teacher: a `LiveTeacher`, whose `weights` do not change. The
+            `seed_states` of its random generators advance.
     """
     if _BACKEND == "jax":
         before = [(state, state.value) for state in teacher.seed_states]
@@ -96,48 +104,44 @@ def unwritten(teacher):
         state.assign(scope.get_current_value(state))
 
 
-def feed(model, function, frozen, teacher):
-    """Wrap a train or test function so that its batches carry variables.
+def feed(model, function, variables, teacher):
+    """Wrap a compiled step so that batches come with values of variables.
 
     Args:
-        model: the model that the function belongs to.
+        model: the model that the step belongs to.
         function: what `make_train_function` or `make_test_function` made.
-        frozen: list of variables whose values go along with every batch.
+        variables: list of variables whose values are passed with each batch.
         teacher: the `LiveTeacher`, whose random generators advance.
     """
     if _BACKEND != "jax":
         return function
 
     def values():
-        # How often a step draws is not known outside of it: less often.
+        # How often a step draws is unknown here, but always less than this.
         for seed_state in teacher.drawn_from.values():
             seed_state.assign_add([0, 1024])
-        return [v.value for v in frozen]
+        return [variable.value for variable in variables]
 
     def fed(state, iterator):
         batches = ((values(), batch) for batch in iterator)
         try:
             return function(state, batches)
         except Exception:
-            # Keras has taken the values out of the model's variables and puts
-            # back those after the last good step. If the first step fails,
-            # there are none, and the student would be lost.
-            _give_back(model, state)
+            # Keras moved the values from the variables into the state, and
+            # restores those of the last successful step. If the first step
+            # fails, there are none, and the student would be lost.
+            _restore(model, state)
             raise
 
     return fed
 
 
-def _give_back(model, state):
-    variables = [model.trainable_variables, model.non_trainable_variables]
-    if len(state) == 4:
-        variables.append(model.optimizer.variables)
-    variables.append(model.metrics_variables)
-    for group, values in zip(variables, state):
-        for variable, value in zip(group, values):
+def _restore(model, state):
+    for variables, values in zip(variables_of_jax_state(model, state), state):
+        for variable, value in zip(variables, values):
             if not value.is_deleted():
                 variable.assign(value)
-    model._jax_state_synced = True
+    jax_state_is_in_variables(model)
 
 
 def first_batch(iterator):
@@ -146,7 +150,7 @@ def first_batch(iterator):
     Raises:
         ValueError: if there is none.
     """
-    # Once: an epoch iterator of no data may offer empty steps for ever.
+    # Only once: without data, an epoch iterator may yield empty steps forever.
     for _, _, batches in iterator:
         batch = batches[0] if _BACKEND == "torch" else next(batches, None)
         break
@@ -165,8 +169,8 @@ def logs_of(result):
 def num_replicas():
     """Return how many replicas a TensorFlow strategy runs in this context.
 
-    Keras divides each loss by this number, since it sums the gradients of the
-    replicas. What is logged has to be multiplied again.
+    Keras divides each loss by this number, because it sums the gradients of
+    the replicas. Logged losses must be multiplied by it again.
     """
     if _BACKEND != "tensorflow":
         return 1
@@ -176,7 +180,7 @@ def num_replicas():
 
 
 def has_values(tensors):
-    """Tell whether tensors have values, and are no symbols of a compiled step.
+    """Return whether tensors have values, and are not symbolic.
 
     Args:
         tensors: a structure of tensors.
@@ -195,8 +199,13 @@ def has_values(tensors):
     return True
 
 
+def runs_torch_modules():
+    """Return whether a training step can run torch modules."""
+    return _BACKEND == "torch"
+
+
 def check_processes():
-    """Raise if each of several processes would train a student of its own."""
+    """Raise if each of several processes would train a separate student."""
     count = 1
     if _BACKEND == "tensorflow":
         import tensorflow as tf
@@ -218,8 +227,9 @@ def check_processes():
         count = jax.process_count()
     if count > 1:
         raise RuntimeError(
-            f"{count} processes were started, and each would train a student "
-            "of its own, without a word to the others. On TensorFlow use "
+            "Training must run in one process, or with a distribution that "
+            f"Keras supports. Received: {count} processes, of which each would "
+            "train a student of its own. On TensorFlow use "
             "`tf.distribute.MirroredStrategy`, on JAX "
             "`keras.distribution.set_distribution(DataParallel(...))`, and on "
             "PyTorch one process."
@@ -227,7 +237,7 @@ def check_processes():
 
 
 def global_random_state():
-    """Return the state of the backend's own generator, `None` without one.
+    """Return the state of the backend's global generator, or `None`.
 
     On PyTorch, Keras's Dropout draws from it unless it was given a seed.
     """
@@ -239,7 +249,7 @@ def global_random_state():
 
 
 def set_global_random_state(state):
-    """Put back what `global_random_state` returned."""
+    """Restore the state that `global_random_state` returned."""
     if _BACKEND == "torch":
         import torch
 

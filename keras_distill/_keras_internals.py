@@ -1,20 +1,97 @@
-"""The private names of Keras that this package imports, each with its reason.
+"""Every private name of Keras that this package uses, with its reason.
 
-If a release of Keras moves one of them, the import fails here, loudly.
+Imported from `keras.src`. If a release moves them, the import fails here:
 
 - `get_keras_mask`, `set_keras_mask`: Keras keeps a mask beside its tensor. Its
   losses and metrics read it there, and there is no public function that does.
   Without them, hints and batch statistics would count padding.
+
+Attributes, used through the functions below:
+
+- the state of a JAX step: a tuple of lists of values, whose order is private.
+  Views and teacher metrics could not be updated inside a compiled step.
+- `Model._jax_state_synced`: says that variables hold the values of the state.
+  Without it, a failed first step would leave the student without weights.
+- `Model._compile_metrics`: the metrics that compare with labels. Without it,
+  unlabelled data would log metrics that were never updated.
+
+Methods that `Distiller` overrides (`distiller/_distiller.py`):
+
+- `Model._symbolic_build`: Keras builds metrics and optimizers on a batch. The
+  Distiller passes it the view. Without it, Keras would build the student for
+  the size of the images before the crop.
+- `Model._maybe_symbolic_build`: TensorFlow calls it before the callbacks.
+  Without it, callbacks such as `BackupAndRestore` would find no weights.
+- `Model.train_function`, `Model.test_function`: the compiled steps, which
+  `make_train_function` and `make_test_function` assign. Without them, teacher
+  weights would be constants of the steps, and values would not be checked
+  (also used in `distiller/_compiled_steps.py`).
+
+Attributes that many files read:
+
+- `Layer._flatten_layers`: all layers inside a layer (`_graphs/_layers.py`,
+  `_graphs/_copier.py`, `teachers/_precision.py`, `teachers/_torch_modules.py`,
+  `distiller/_model_checks.py`, `distiller/_warnings.py`).
+- `KerasTensor._keras_history`, `Operation._inbound_nodes`: which layer returned
+  a tensor, and what it was called with (`_graphs/_walk.py`,
+  `_graphs/_copier.py`, `_graphs/_outputs.py`). Without them, no layer of a
+  model could be replaced, and the last activation would be unknown.
+
+Behaviour that is not documented:
+
+- A layer looks up `call` and `quantized_call` on the instance, so both can be
+  wrapped for one forward pass (`_graphs/_features.py`).
+- Epoch iterators yield `(begin, end, batches)` (`_backend.py:first_batch`).
+- Serialized dtype policies have the class name `"DTypePolicy"`
+  (`recording/_manifest.py`, `teachers/_precision.py`).
 """
 
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 
-__all__ = ["get_keras_mask", "with_keras_mask"]
+__all__ = [
+    "compiled_label_metrics",
+    "get_keras_mask",
+    "jax_state_is_in_variables",
+    "variables_of_jax_state",
+    "with_keras_mask",
+]
 
 
 def with_keras_mask(tensor, mask):
-    """Return the tensor with this mask, or as it is for `None`."""
+    """Return the tensor with this mask, or unchanged for `None`."""
     if mask is not None and get_keras_mask(tensor) is None:
         set_keras_mask(tensor, mask)
     return tensor
+
+
+def compiled_label_metrics(model):
+    """Return the metric that holds those given to `compile()`, or `None`."""
+    return model._compile_metrics
+
+
+def variables_of_jax_state(model, state):
+    """Return the variables whose values are in the state of a JAX step.
+
+    Args:
+        model: the model that owns the step.
+        state: tuple of lists of values. Only a training step has the state of
+            the optimizer.
+
+    Returns:
+        A list of lists of variables, in the order of `state`: trainable,
+        non-trainable, those of the optimizer, those of metrics.
+    """
+    groups = [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.metrics_variables,
+    ]
+    if len(state) == 4:
+        groups.insert(2, model.optimizer.variables)
+    return groups
+
+
+def jax_state_is_in_variables(model):
+    """Tell Keras that the model's variables hold the current state."""
+    model._jax_state_synced = True

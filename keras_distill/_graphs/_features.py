@@ -1,8 +1,8 @@
-"""What inner layers return, captured while their model runs as usual.
+"""Captures the outputs of inner layers while their model runs.
 
-Left out: a second model that shares the layers and has more outputs. It can't
-look into nested or subclassed models, and calling it beside the first one runs
-the layers twice, which moves BatchNorm statistics twice.
+Left out: a second model that shares the layers and has more outputs. It cannot
+reach layers inside nested or subclassed models. Calling it beside the first
+model would run the layers twice, and update BatchNorm statistics twice.
 """
 
 import contextlib
@@ -12,29 +12,26 @@ import threading
 
 import keras
 
-# What is being captured here and now: replicas of a distribution strategy are
-# threads that take turns in the middle of a forward pass.
+# The outputs captured so far. A context variable, because the replicas of a
+# distribution strategy are threads that alternate within a forward pass.
 _captured = contextvars.ContextVar("captured", default=None)
 _lock = threading.Lock()
-_taps = {}  # id of a layer -> how many blocks collect from it
+_taps: dict = {}  # id of a layer -> number of blocks that capture from it
 
-# Quantized layers run the second of the two.
+# Quantized layers run `quantized_call` instead of `call`.
 _METHODS = ("call", "quantized_call")
 
 
 @contextlib.contextmanager
 def capturing(layers):
-    """Collect what `layers` return while the block runs their model.
+    """Capture the outputs of layers while the block runs their model.
 
     Args:
-        layers: list of layers; the caller finds them as they were afterwards.
+        layers: list of layers. They are restored at the end of the block.
 
     Yields:
-        A function without arguments. At the end of the block it returns one
-        output per layer.
-
-    Raises:
-        ValueError: from that function, if a layer did not run exactly once.
+        A function without arguments. After the model ran, it returns one output
+        per layer. It raises a ValueError if a layer did not run exactly once.
     """
     captured = {id(layer): [] for layer in layers}
     with contextlib.ExitStack() as stack:
@@ -63,7 +60,7 @@ def _tapped(layer):
         if _taps[id(layer)] == 1:
             for method in _METHODS:
                 if hasattr(layer, method):
-                    # Past Keras and PyTorch, which would track the attribute.
+                    # `setattr` would let Keras and PyTorch track it.
                     object.__setattr__(layer, method, _tap(layer, method))
     try:
         yield
@@ -113,12 +110,12 @@ def output_spec(function, inputs):
     except Exception:
         if probe.error is None:
             raise
-        # Keras words it as a mistake in an operation that nobody wrote.
+        # Keras would report an error in `_Probe`, which users do not know.
         raise probe.error from None
 
 
 def specs_of(structure):
-    """Return symbolic tensors like those of a structure, `None` as it is."""
+    """Return symbolic tensors like those of a structure; `None` stays."""
 
     def spec(value):
         if value is None:

@@ -1,9 +1,9 @@
-"""What is known about a model's outputs: their structure, and how they end."""
+"""The outputs of a model: their structure, and their last activations."""
 
 import keras
 from keras import tree
 
-# Layers that move or copy values without changing what they mean.
+# Layers that move or copy values without changing them.
 _TRANSPARENT = (
     keras.layers.Dropout,
     keras.layers.Flatten,
@@ -19,7 +19,7 @@ def output_paths(outputs):
 
 
 def per_output(config, paths, names, argument):
-    """Spread a `compile()` argument over the outputs it is meant for.
+    """Return the value of a `compile()` argument for each output.
 
     Args:
         config: one value for all outputs, or a list or dict of values in the
@@ -45,14 +45,14 @@ def per_output(config, paths, names, argument):
             raise ValueError(
                 f"`{argument}` names outputs that the student does not have: "
                 f"{sorted(map(str, unknown))}. Its outputs are {list(names)}. "
-                "If they depend on `training`, the student can be trained "
-                "here; evaluate it by itself."
+                "If its outputs depend on `training`, it can be trained here; "
+                "evaluate it without the Distiller."
             )
     elif len(config) not in (len(top_level), len(paths)):
         raise ValueError(
             f"`{argument}` has {len(config)} entries and the student "
             f"{len(paths)} outputs, {list(names)}. Received: "
-            f"{argument}={config}"
+            f"{argument}={config}. Pass one entry per output."
         )
     return [
         _follow(config, path, index, name)
@@ -72,7 +72,7 @@ def _follow(config, path, index, name):
 
 
 def at(structure, path):
-    """Return what lies at `path` in a nested structure."""
+    """Return the value at `path` in a nested structure."""
     for key in path:
         structure = structure[key]
     return structure
@@ -81,8 +81,12 @@ def at(structure, path):
 def select(values, path, index, names):
     """Return the labels or weights of one output.
 
-    They may be one array for all outputs, or have the outputs' structure, or be
-    a dict by output name, or a flat list.
+    Args:
+        values: one array for all outputs, or a structure like that of the
+            outputs, or a dict by output name, or a flat list.
+        path: where the output lies in the student's outputs.
+        index: its position among them.
+        names: names of the student's outputs, or `None`.
 
     Raises:
         ValueError: if there are several for a single output.
@@ -93,8 +97,9 @@ def select(values, path, index, names):
         leaves = tree.flatten(values)
         if len(leaves) != 1:
             raise ValueError(
-                "The student has one output, and the data has several labels "
-                f"or weights for it. Received: {_shapes(values)}"
+                "The student has one output, but the data has several labels "
+                f"or weights for it. Received: {_shapes(values)}. Pass one "
+                "array."
             )
         return leaves[0]
     if isinstance(values, dict) and names is not None:
@@ -111,11 +116,11 @@ def select(values, path, index, names):
 def teacher_at(outputs, path, student_outputs=None):
     """Return the teacher's output for one output of the student.
 
-    A single tensor serves every output that compares with the teacher; a
-    structure of one tensor equals that tensor.
+    A single tensor is used for every output that compares with the teacher. A
+    structure of one tensor is treated like that tensor.
 
     Args:
-        outputs: what the teacher returned, or symbolic tensors like it.
+        outputs: the teacher's outputs, or symbolic tensors like them.
         path: where the output lies in the student's outputs.
         student_outputs: the student's outputs, for the message.
 
@@ -156,9 +161,9 @@ def _shapes(outputs):
 def known_outputs(model):
     """Return the symbolic outputs of a model, or `None` if it has no graph."""
     if isinstance(model, keras.Sequential):
-        # Layers of unknown output shapes leave it without a graph.
+        # It has no graph if a layer's output shape is unknown.
         return model.outputs[0] if hasattr(model, "outputs") else None
-    # A subclassed model has an `output` too once another graph uses it; only a
+    # A subclassed model also has `output` after another graph used it. Only a
     # functional model has `outputs`.
     return model.output if hasattr(model, "outputs") else None
 
@@ -177,7 +182,7 @@ def ending_activation(output):
 
     Follows a symbolic output back through layers that only move values, and
     into nested models. `name` is `"linear"` for a layer with weights and no
-    activation, and `(None, None)` is returned where nothing can be told.
+    activation. Returns `(None, None)` if the activation is unknown.
     """
     layer, node_index, tensor_index = output._keras_history
     while True:

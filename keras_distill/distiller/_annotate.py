@@ -16,17 +16,17 @@ def annotate(data, augment, run_teacher, logs, step):
     Args:
         data: a batch as the data gave it, or a replayed batch.
         augment: the `ConsistentAugment` to draw the view with, or `None`.
-        run_teacher: function `(view, record) -> (outputs, features)`.
+        run_teacher: function `(view, recorded) -> (outputs, features)`.
         logs: the `Logs`.
         step: function that returns the optimizer's iterations.
     """
-    x, y, weights, record = unpack(data)
+    x, y, weights, recorded = unpack(data)
     view, follows = x, None
     if augment is not None:
-        view, drawn = augment.draw(x, record and record.drawn)
+        view, drawn = augment.draw(x, recorded and recorded.drawn)
         follows = View(augment, drawn, x)
     student_view, teacher_view = view_of_each(view, x)
-    outputs, features = run_teacher(teacher_view, record)
+    outputs, features = run_teacher(teacher_view, recorded)
     return StepInputs(student_view), Targets(
         y,
         weights,
@@ -37,11 +37,11 @@ def annotate(data, augment, run_teacher, logs, step):
     )
 
 
-def run_recorded(recording, view, record):
+def run_recorded(recording, view, recorded):
     """Return recorded outputs in place of the teacher's, and no features."""
-    return [_replay.outputs_of(recording, record)], []
+    return [_replay.teacher_outputs(recording, recorded)], []
 
 
-def run_live(live_teacher, features, view, record):
+def run_live(live_teacher, features, view, recorded):
     """Return the outputs of the teacher for a view, and its features."""
     return features.run_teacher(functools.partial(live_teacher, view))

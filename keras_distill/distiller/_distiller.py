@@ -21,6 +21,7 @@ import keras
 from keras import ops
 
 from keras_distill import _backend
+from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
 from keras_distill.distiller import _annotate
@@ -57,7 +58,7 @@ class Distiller(keras.Model):
     Saving: `save_weights`, `ModelCheckpoint`, `BackupAndRestore` and `save`
     write the student, the optimizer and the state of the random generators, and
     nothing of the teacher. After `keras.models.load_model`, assign
-    `distiller.teacher` and go on with `fit()`. To ship the student, save it
+    `distiller.teacher` and continue with `fit()`. To ship the student, save it
     alone: `distiller.student.save("student.keras")`.
 
     Args:
@@ -67,8 +68,8 @@ class Distiller(keras.Model):
             `RecordedTeacher`. It runs with `training=False`. On JAX the weights
             that a plain function reads from inside become constants of the
             compiled step: pass models.
-        augment: `ConsistentAugment`, or a layer that it takes, or `None`. Draws
-            the view, in training only.
+        augment: `ConsistentAugment`, or a layer that it accepts, or `None`.
+            Draws the view, in training only.
         hints: list of `Hint`, which draw inner layers of the student towards
             inner layers of the teacher.
         student_preprocessing: layer or callable applied to the view before the
@@ -77,7 +78,7 @@ class Distiller(keras.Model):
             `preprocessor` is then used.
         teacher_preprocessing: the same before the teacher alone.
         teacher_dtype: `"bfloat16"` or `"float16"` to run the teacher in that
-            precision, whatever it was made for; `None` for its own.
+            precision; `None` for its own.
         name: name of the model.
 
     Call arguments:
@@ -85,7 +86,8 @@ class Distiller(keras.Model):
         training: bool, passed to the student.
 
     Raises:
-        TypeError: if the teacher can't be called, or the student is no model.
+        TypeError: if the teacher is not callable, or the student is not a
+            model.
         ValueError: if teacher and student are the same or share weights, or if
             preprocessing has trainable weights.
 
@@ -150,7 +152,7 @@ class Distiller(keras.Model):
 
     @property
     def teacher(self) -> Any:
-        """The teacher as it was given. Assign another one to change it."""
+        """The teacher that was passed. Assign another one to change it."""
         return self._recording or self._live_teacher.given
 
     @teacher.setter
@@ -408,7 +410,7 @@ class Distiller(keras.Model):
             self._logs.update(y, outputs)
         labels = y.followed_labels()
         if labels is None:
-            logs = self._results(without=self._compile_metrics)
+            logs = self._results(without=compiled_label_metrics(self))
         else:
             weights = y.with_followed_weights().weights
             logs = super().compute_metrics(x, labels, outputs, weights)
@@ -425,7 +427,7 @@ class Distiller(keras.Model):
         return list(self.get_metrics_result())
 
     def get_metrics_result(self) -> dict[str, Tensor]:
-        label_metrics = self._compile_metrics
+        label_metrics = compiled_label_metrics(self)
         if label_metrics is not None and not label_metrics.built:
             return self._results(without=label_metrics)
         return self._results()
@@ -466,7 +468,7 @@ class Distiller(keras.Model):
         if data_batch is None:
             data_batch = _backend.first_batch(iterator)
         view, teacher_view, targets = _compiled_steps.symbolic_batch(
-            data_batch, self.augment, self._compile_metrics is not None
+            data_batch, self.augment, compiled_label_metrics(self) is not None
         )
         self._features.build(
             self._live_teacher,

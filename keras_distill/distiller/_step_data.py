@@ -46,17 +46,17 @@ def outputs_and_features(y_pred):
 
 
 def unpack(data):
-    """Return `(x, y, sample_weight, record)` of a batch.
+    """Return `(x, y, sample_weight, recorded)` of a batch.
 
-    `y` is `None` for empty labels (see `labels_or_empty`). `record` is the
-    `Record` of a replayed batch, or `None`.
+    `y` is `None` for empty labels (see `labels_or_empty`). `recorded` is
+    the `RecordedBatch` of a replayed batch, or `None`.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     leaves = [leaf for leaf in tree.flatten(y) if leaf is not None]
     if all(tuple(leaf.shape)[1:] == (0,) for leaf in leaves):
         y = None
-    x, record = _recorded_batch.split(x)
-    return x, y, sample_weight, record
+    x, recorded = _recorded_batch.split(x)
+    return x, y, sample_weight, recorded
 
 
 def labels_or_empty(x, y, arguments):

@@ -58,7 +58,7 @@ class TeacherMetrics:
         """Match metrics with outputs, from the student's outputs.
 
         Raises:
-            ValueError: if the metrics don't fit the outputs or their losses.
+            ValueError: if the metrics do not fit the outputs or their losses.
         """
         if self._entries is not None:
             return

@@ -1,4 +1,4 @@
-"""The form of a replayed batch: recorded rows travel as part of the inputs."""
+"""The form of a replayed batch: recorded values travel with the inputs."""
 
 import typing
 
@@ -7,8 +7,13 @@ import typing
 INPUTS, DRAWN, OUTPUTS = "recorded_inputs", "recorded_drawn", "teacher_outputs"
 
 
-class Record(typing.NamedTuple):
-    """What was drawn for a batch, and the teacher's outputs, both by name."""
+class RecordedBatch(typing.NamedTuple):
+    """The recorded values of a batch, without its inputs.
+
+    Args:
+        drawn: dict of what was drawn for the view, by name.
+        outputs: dict of the teacher's outputs, by name.
+    """
 
     drawn: dict
     outputs: dict
@@ -20,7 +25,7 @@ def join(x, drawn, outputs):
 
 
 def split(x):
-    """Return `(inputs, Record)` of a replayed batch, else `(x, None)`."""
+    """Return `(x, RecordedBatch)` of replayed inputs, else `(x, None)`."""
     if not (isinstance(x, dict) and set(x) == {INPUTS, DRAWN, OUTPUTS}):
         return x, None
-    return x[INPUTS], Record(x[DRAWN], x[OUTPUTS])
+    return x[INPUTS], RecordedBatch(x[DRAWN], x[OUTPUTS])

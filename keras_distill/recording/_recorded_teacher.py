@@ -1,31 +1,37 @@
-"""RecordedTeacher: answers that were recorded, in the place of a teacher."""
+"""RecordedTeacher: recorded outputs in place of a teacher."""
+
+import os
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
 from keras_distill._graphs import _outputs
+from keras_distill._typing import Tensors
+from keras_distill.losses._distillation_loss import DistillationLoss
 from keras_distill.recording import _storage
+from keras_distill.recording._manifest import augment_fingerprint
 from keras_distill.teachers._live_teacher import AbsentTeacher
-from keras_distill.views import ConsistentAugment
 
 
 class RecordedTeacher:
-    """The answers of a teacher from a file, for the views they belong to.
+    """Outputs of a teacher from files, for the views that they belong to.
 
-    Stands for a teacher in a `Distiller`: each epoch of `fit()` replays one
-    recorded epoch, with the very same samples in the same order and the same
-    views, so that a step costs what the student alone costs. More epochs than
-    were recorded start over from the first. Any number of students, losses and
-    temperatures can learn from one recording.
+    Use it as the teacher of a `Distiller` (offline distillation): each epoch of
+    `fit()` replays one recorded epoch, with the same samples in the same order
+    and the same views. So a step costs as much as a step of the student alone.
+    If there are more epochs than were recorded, replay starts again at the
+    first. Any number of students, losses and temperatures can use one
+    recording.
 
     The Distiller must have the `augment` of the recording, and `fit()` must get
     its data: the arrays themselves, or the same dataset in the same order.
-    Other data, another order and other views are refused. Hints are too: a
-    recording holds outputs and no inner features.
+    Other data, another order and other views are refused. Hints are refused as
+    well: a recording holds outputs and no features of inner layers.
 
-    A recording has no answers for validation data. Give the teacher as `live`
-    to have it answer there, or validate the student by itself.
+    A recording has no outputs for validation data. Pass the teacher as `live`
+    to run it there, or evaluate the student alone.
 
     Args:
         path: folder that `record_teacher` wrote.
@@ -33,7 +39,7 @@ class RecordedTeacher:
             `None`.
 
     Raises:
-        ValueError: if there is no whole recording at `path`.
+        ValueError: if there is no complete recording at `path`.
 
     Example:
 
@@ -57,11 +63,12 @@ class RecordedTeacher:
     ```
     """
 
-    def __init__(self, path, live=None):
+    def __init__(self, path: str | os.PathLike[str], live: Any = None) -> None:
         manifest = _storage.read_manifest(path)
         if manifest is None:
             raise ValueError(
-                f"There is no recording at {str(path)!r}. Make one with "
+                "`path` must be the folder of a recording. Received: "
+                f"{str(path)!r}. There is no recording there. Make one with "
                 "`record_teacher(teacher, dataset, path)`."
             )
         self.path, self.live = path, live
@@ -72,36 +79,42 @@ class RecordedTeacher:
             raise ValueError(
                 f"The recording at {str(path)!r} is not finished: "
                 f"{self.shards.num_rows} views are there. Call "
-                "`record_teacher` again as before, and it goes on from there."
+                "`record_teacher` again with the same arguments to continue."
             )
-        self.outputs = outputs_of(manifest)
+        self._output_fields = _storage.output_fields(manifest)
 
     @property
-    def live_or_absent(self):
+    def live_or_absent(self) -> Any:
         """The teacher for views that were not recorded."""
         if self.live is not None:
             return self.live
         return AbsentTeacher(
-            "A recording answers for its own views only, and not for "
-            "validation data. Pass `RecordedTeacher(path, live=teacher)`, or "
-            "evaluate the student by itself."
+            "A recording has outputs for its own views only, and not for "
+            "validation data. Use `RecordedTeacher(path, live=teacher)`, or "
+            "evaluate the student alone."
         )
 
     @property
-    def epochs(self):
-        """How many different epochs were recorded."""
+    def epochs(self) -> int:
+        """The number of epochs that were recorded."""
         return self.manifest["epochs"]
 
     @property
-    def num_batches(self):
-        """How many batches an epoch has."""
+    def num_batches(self) -> int:
+        """The number of batches of an epoch."""
         rows, size = (
             self.manifest[key] for key in ("rows_per_epoch", "batch_size")
         )
         return -(-rows // size)
 
-    def rows(self, epoch, batch):
-        """Return the rows of a batch, as a structured array."""
+    def rows(self, epoch: int, batch: int) -> np.ndarray:
+        """Return the rows of a batch, as a structured array.
+
+        Args:
+            epoch: int, from 0. Later epochs than the last recorded start again
+                at the first.
+            batch: int, from 0.
+        """
         per_epoch = self.manifest["rows_per_epoch"]
         size = self.manifest["batch_size"]
         start = batch * size
@@ -109,62 +122,74 @@ class RecordedTeacher:
         offset = (epoch % self.epochs) * per_epoch
         return self.shards.read(offset + start, offset + stop)
 
-    def outputs_in(self, rows):
-        """Return the answers in rows, a dict of float32 arrays by output."""
-        return {output.name: output.read(rows) for output in self.outputs}
+    def outputs_in(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs in rows, as float32 arrays by name."""
+        return {
+            fields.name: fields.read(rows) for fields in self._output_fields
+        }
 
-    def structured(self, answers):
-        """Return answers by output in the structure that the teacher gave."""
+    def drawn_in(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what was drawn for the views in rows, as arrays by name."""
+        return {
+            name: rows[f"drawn_{name}"] if per_row else rows[f"drawn_{name}"][0]
+            for name, per_row in self.manifest["drawn_per_row"].items()
+        }
+
+    def in_structure(self, outputs: dict[str, Any]) -> Tensors:
+        """Return outputs by name in the structure that the teacher returned."""
         return tree.map_structure(
-            lambda name: answers[name], self.manifest["structure"]
+            lambda name: outputs[name], self.manifest["structure"]
         )
 
-    def specs(self):
+    def specs(self) -> Tensors:
         """Return symbolic tensors like the teacher's outputs."""
-        return self.structured(
+        return self.in_structure(
             {
-                output.name: keras.KerasTensor(
-                    (None, *output.shape), dtype="float32"
+                fields.name: keras.KerasTensor(
+                    (None, *fields.shape), dtype="float32"
                 )
-                for output in self.outputs
+                for fields in self._output_fields
             }
         )
 
-    def endings(self, path):
-        """Return the last activations that a student's output compares with.
+    def endings(self, path: tuple) -> list[dict[str, str | None]]:
+        """Return the last activations of the teachers, for one output.
 
         Args:
             path: where the output lies in the student's outputs.
 
         Returns:
-            A list with one dict per teacher that shows it, of `"model"`,
-            `"layer"` and `"activation"`.
+            A list with a dict for each teacher whose graph is known, of
+            `"model"`, `"layer"` and `"activation"`.
         """
         name = _outputs.teacher_at(self.manifest["structure"], path)
-        names = [output.name for output in self.outputs]
+        names = [fields.name for fields in self._output_fields]
         return self.manifest["endings"][names.index(name)]
 
-    def check_loss(self, loss):
-        """Raise if a loss takes outputs for something else than was recorded.
+    def check_loss(self, loss: DistillationLoss) -> None:
+        """Raise if a loss does not fit how the outputs were recorded.
 
-        What one teacher returned is kept as it is. Of several teachers, or of
-        the likeliest classes, there is what `predicts` made of them.
+        The outputs of one teacher are recorded unchanged. The average of
+        several teachers and `top_k` depend on `predicts`.
 
         Args:
             loss: a `DistillationLoss`.
+
+        Raises:
+            ValueError: if `predicts` or `from_logits` differ.
         """
         recorded, logits = (
             self.manifest[key] for key in ("predicts", "from_logits")
         )
         name = type(loss).__name__
         members = self.manifest["fingerprint"]["teacher"]["members"]
-        worked = len(members) > 1 or self.manifest["top_k"] is not None
-        if worked and loss.predicts not in (None, recorded):
+        changed = len(members) > 1 or self.manifest["top_k"] is not None
+        if changed and loss.predicts not in (None, recorded):
             raise ValueError(
                 f"The outputs were recorded with predicts={recorded!r}, and "
-                f"averaged or shortened as such. Received: {name}, which "
-                f"compares {loss.predicts}. Record the teacher with "
-                f"`predicts={loss.predicts!r}`."
+                "averaged or shortened accordingly. Received: "
+                f"{name}, which compares {loss.predicts}. Record the teacher "
+                f"with `predicts={loss.predicts!r}`."
             )
         if "values" in (loss.predicts, recorded) or loss.predicts is None:
             return
@@ -175,63 +200,18 @@ class RecordedTeacher:
                 "same in both."
             )
 
-    def drawn(self, rows):
-        """Return what was drawn for rows, a dict of arrays."""
-        return {
-            name: rows[f"drawn_{name}"] if per_row else rows[f"drawn_{name}"][0]
-            for name, per_row in self.manifest["drawn_per_row"].items()
-        }
+    def check_augment(self, augment: keras.layers.Layer | None) -> None:
+        """Raise unless `augment` draws the same kind of views as recorded.
 
-    def check_augment(self, augment):
-        """Raise unless `augment` draws views as the recorded one did."""
+        Raises:
+            ValueError: if the configs differ in more than names and seeds.
+        """
         recorded = self.manifest["fingerprint"]["augment"]
         given = augment_fingerprint(augment)
         if given != recorded:
             raise ValueError(
                 f"The recording at {str(self.path)!r} was made with other "
-                "views, and a teacher's answer holds for its own view only. "
-                f"Received: augment={given}, recorded: {recorded}. Give the "
+                "views, and a recorded output is valid for its own view only. "
+                f"Received: augment={given}, recorded: {recorded}. Pass the "
                 "Distiller the `augment` that `record_teacher` got."
             )
-
-
-def outputs_of(manifest):
-    """Return the `Output` of each output of a recording."""
-    return [
-        _storage.Output(
-            f"output_{index}",
-            shape,
-            manifest["storage_dtype"],
-            manifest["top_k"],
-            manifest["from_logits"],
-        )
-        for index, shape in enumerate(manifest["output_shapes"])
-    ]
-
-
-def augment_fingerprint(augment):
-    """Return the config of a view, less names and seeds."""
-    if augment is None:
-        return None
-    config = keras.saving.serialize_keras_object(
-        augment
-        if isinstance(augment, ConsistentAugment)
-        else ConsistentAugment(augment)
-    )
-    return _without(config, ("name", "seed", "build_config"))
-
-
-def _without(config, keys):
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return config["config"]["name"]
-        return {
-            key: _without(value, keys)
-            for key, value in config.items()
-            if key not in keys
-        }
-    if isinstance(config, (list, tuple)):
-        return [_without(value, keys) for value in config]
-    if isinstance(config, np.generic):
-        return config.item()
-    return config

@@ -1,7 +1,7 @@
-"""Replaying a recording: the recorded rows join the data that they belong to.
+"""Replay: the dataset that joins the data of `fit()` with recorded rows.
 
-`fit()` gets a dataset of batches in which the inputs travel with the recorded
-transformations and teacher outputs. The step renders the view from them.
+In each of its batches, the inputs travel with what was drawn for the view and
+with the teacher's outputs. The training step renders the view from them.
 """
 
 import inspect
@@ -16,20 +16,20 @@ from keras_distill.recording import _sources
 
 
 class Replay(keras.utils.PyDataset):
-    """The batches of `fit()`'s data with the rows of a recording.
+    """The batches of the data of `fit()`, joined with recorded rows.
 
     Args:
         recording: a `RecordedTeacher`.
         x, y, sample_weight: as for `fit()`.
 
     Raises:
-        ValueError: if these are not the data of the recording.
+        ValueError: if this is not the data of the recording.
     """
 
     def __init__(self, recording, x, y, sample_weight):
         super().__init__()
         self.recording = recording
-        self.epoch = 0  # set by a callback, since training can be resumed
+        self.epoch = 0  # set by a callback, because training can be resumed
         recorded = recording.manifest["fingerprint"]["data"]
         source = _sources.source_of(
             x, recorded.get("batch_size"), recorded.get("seed")
@@ -57,13 +57,13 @@ class Replay(keras.utils.PyDataset):
         rows = self.recording.rows(self.epoch, index)
         x, y, weight = self._batches.get(self.epoch, index, rows["sample"])
         x = _recorded_batch.join(
-            x, self.recording.drawn(rows), self.recording.outputs_in(rows)
+            x, self.recording.drawn_in(rows), self.recording.outputs_in(rows)
         )
         return x if y is None else (x, y) if weight is None else (x, y, weight)
 
 
 class _Arrays:
-    """Rows of arrays, by their indices."""
+    """The data as arrays: batches are taken by the indices of samples."""
 
     def __init__(self, x, y, sample_weight):
         self.arrays = tree.map_structure(
@@ -76,20 +76,18 @@ class _Arrays:
         ]
         if any(size not in ([], sizes[0]) for size in sizes):
             raise ValueError(
-                "`x`, `y` and `sample_weight` must have equally many rows. "
-                f"Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
+                "`x`, `y` and `sample_weight` must have the same number of "
+                f"rows. Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
             )
 
     def get(self, epoch, index, samples):
-        return tree.map_structure(
-            lambda leaf: None if leaf is None else leaf[samples], self.arrays
-        )
+        return _sources.take(self.arrays, samples)
 
 
 class _Stream:
-    """Batches as they come, each checked against its recorded samples.
+    """The data as a stream: each batch is checked against its recorded samples.
 
-    Keras reads the first batches before it trains on them. A stream cannot go
+    Keras reads the first batches once more before training. A stream cannot go
     back, so the first batches are kept.
     """
 
@@ -103,8 +101,8 @@ class _Stream:
         if epoch == self.epoch and index in self.kept and index < self.next:
             return self.kept[index]
         while self.epoch < epoch:
-            # A resumed run begins the finished epochs as well: a dataset that
-            # shuffles does so when an epoch begins.
+            # A resumed run also begins the finished epochs, because a dataset
+            # may shuffle whenever an epoch begins.
             self.epoch, self.next, self.kept = self.epoch + 1, 0, {}
             self.iterator = _sources.batches_of(self.dataset)
             if self.epoch < epoch:
@@ -117,7 +115,7 @@ class _Stream:
             )
         self.next += 1
         unpacked = keras.utils.unpack_x_y_sample_weight(batch)
-        if not np.array_equal(_sources.identities(unpacked[0]), samples):
+        if not np.array_equal(_sources.checksums(unpacked[0]), samples):
             raise ValueError(
                 f"{_sources.OTHER_SAMPLES} The first difference is in batch "
                 f"{index} of epoch {epoch}, counted from 0."
@@ -127,7 +125,9 @@ class _Stream:
         return unpacked
 
 
-class _TellEpoch(keras.callbacks.Callback):
+class _SetEpoch(keras.callbacks.Callback):
+    """Sets the epoch of a `Replay`."""
+
     def __init__(self, replay):
         super().__init__()
         self.replay = replay
@@ -137,7 +137,7 @@ class _TellEpoch(keras.callbacks.Callback):
 
 
 _FIT = inspect.signature(keras.Model.fit)
-# Arguments that would choose other batches than the recorded ones.
+# Arguments of `fit()` that would choose other batches than the recorded ones.
 _FIXED = ("validation_split", "steps_per_epoch")
 
 
@@ -149,7 +149,7 @@ def replayed(recording, arguments):
         arguments: dict of `fit()`'s arguments by name.
 
     Raises:
-        ValueError: if an argument asks for other batches than were recorded.
+        ValueError: if an argument chooses other batches than were recorded.
     """
     for name in _FIXED:
         if arguments.get(name):
@@ -161,8 +161,8 @@ def replayed(recording, arguments):
     batch_size = arguments.pop("batch_size", None)
     if batch_size not in (None, recording.manifest["batch_size"]):
         raise ValueError(
-            f"The recording has batches of {recording.manifest['batch_size']}. "
-            f"Received: batch_size={batch_size}. Remove it."
+            f"The recording has batches of {recording.manifest['batch_size']} "
+            f"samples. Received: batch_size={batch_size}. Remove it."
         )
     replay = Replay(
         recording,
@@ -177,7 +177,7 @@ def replayed(recording, arguments):
     return {
         **arguments,
         "x": replay,
-        "callbacks": [*callbacks, _TellEpoch(replay)],
+        "callbacks": [*callbacks, _SetEpoch(replay)],
     }
 
 
@@ -187,28 +187,28 @@ def arguments_of_fit(x, y, args, kwargs):
     return {k: v for k, v in arguments.items() if k != "self"}
 
 
-def outputs_of(recording, record):
+def teacher_outputs(recording, recorded):
     """Return recorded outputs in the structure that the teacher returned.
 
     Args:
         recording: the `RecordedTeacher`.
-        record: the `Record` of a replayed batch, or `None`.
+        recorded: the `RecordedBatch` of a replayed batch, or `None`.
 
     Raises:
-        ValueError: if there are several replicas, or the batch was not
-            replayed by `fit()`.
+        ValueError: if there are several replicas, or if `fit()` did not replay
+            the batch.
     """
     if _backend.num_replicas() > 1:
         raise ValueError(
-            "A recording is replayed on one device: it holds the views of "
-            "whole batches. Received: a strategy of "
+            "A recording must be replayed on one device, because it holds the "
+            "views of whole batches. Received: a strategy of "
             f"{_backend.num_replicas()} replicas. Use one device, or train "
             "with the teacher model itself."
         )
-    if record is None:
+    if recorded is None:
         raise ValueError(
-            "A recording is replayed by `fit()`, which knows the batch and its "
-            "views. Received: a batch without recorded outputs, for example in "
-            "`train_on_batch`. Call `fit()`."
+            "A recording is replayed by `fit()`, which joins each batch with "
+            "its recorded outputs. Received: a batch without recorded outputs, "
+            "for example in `train_on_batch`. Call `fit()`."
         )
-    return recording.structured(record.outputs)
+    return recording.in_structure(recorded.outputs)

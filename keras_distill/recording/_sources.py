@@ -1,8 +1,8 @@
-"""Data as a recording sees it: batches in a fixed order, and who is in them.
+"""Data sources: the batches of the data, and which samples are in them.
 
-A recorded answer belongs to one sample in one batch. So a recording knows its
-data: arrays by a checksum and an order of its own, streams by a checksum of
-each sample as it passes.
+A recorded output belongs to one sample in one batch. So a recording identifies
+its data: arrays by a checksum and an order that is drawn from a seed, streams
+by a checksum of each sample as it is read.
 """
 
 import zlib
@@ -11,14 +11,14 @@ import keras
 import numpy as np
 from keras import tree
 
-# Checksums of a stream are taken of so many values of each sample, evenly
-# spaced: they have to keep up with the training.
-_VALUES = 1024
+# How many values of a sample its checksum covers, evenly spaced. Checksums are
+# also computed during training, so they must be fast.
+_CHECKSUM_VALUES = 1024
 
 OTHER_SAMPLES = (
-    "The data are not those of the recording, or come in another order, and a "
-    "teacher's answer holds for its own sample only. Pass the same arrays, or "
-    "the same dataset with the same fixed seed for its shuffling."
+    "The data are not those of the recording, or come in another order. A "
+    "recorded output is valid for its own sample only. Pass the same arrays, "
+    "or the same dataset with the same fixed seed for its shuffling."
 )
 
 
@@ -27,30 +27,30 @@ def source_of(dataset, batch_size, seed):
 
     Args:
         dataset: array, or dict or tuple of arrays of one length; or an iterable
-            of batches `x`, `(x, y)` or `(x, y, sample_weight)` that starts over
-            each time (`tf.data.Dataset`, `keras.utils.PyDataset`, PyTorch
-            `DataLoader`, list of batches).
+            of batches `x`, `(x, y)` or `(x, y, sample_weight)` that can be read
+            again from the start (`tf.data.Dataset`, `keras.utils.PyDataset`,
+            PyTorch `DataLoader`, list of batches).
         batch_size: int, for arrays.
-        seed: int that shuffles arrays anew in each epoch, `None` for their own
+        seed: int that shuffles arrays again in each epoch; `None` keeps their
             order.
 
     Raises:
-        ValueError: if there are no data, or they can be read only once.
+        ValueError: if there is no data, or if it can be read only once.
     """
     leaves = tree.flatten(dataset)
     if not isinstance(dataset, list) and leaves and all(map(_is_array, leaves)):
         return ArraySource(dataset, batch_size, seed)
-    if iter_once(dataset):
+    if _is_read_once(dataset):
         raise ValueError(
-            "A recording reads its data once per epoch, and then again to "
+            "A recording reads its data once per epoch, and later again to "
             "replay it. Received an iterator, which ends after one pass: "
-            f"{dataset!r}. Pass arrays, or a dataset that starts over."
+            f"{dataset!r}. Pass arrays, or a dataset that can be read again."
         )
     return StreamSource(dataset)
 
 
-def iter_once(dataset):
-    """Tell whether `dataset` is an iterator, or nothing to iterate over."""
+def _is_read_once(dataset):
+    """Return whether `dataset` is an iterator, or not iterable at all."""
     if isinstance(dataset, keras.utils.PyDataset):
         return False
     return not hasattr(dataset, "__iter__") or hasattr(dataset, "__next__")
@@ -61,7 +61,7 @@ def _is_array(value):
 
 
 class ArraySource:
-    """Arrays, read in an order drawn from a seed and the epoch."""
+    """Arrays, read in an order that is drawn from a seed and the epoch."""
 
     def __init__(self, arrays, batch_size, seed):
         self.arrays = tree.map_structure(np.asarray, arrays)
@@ -90,7 +90,7 @@ class ArraySource:
         }
 
     def epoch(self, index):
-        """Yield `(x, identity of each sample)` of an epoch."""
+        """Yield `(x, indices of the samples)` for each batch of an epoch."""
         order = np.arange(self.num_rows)
         if self.seed is not None:
             generator = np.random.default_rng([self.seed, index])
@@ -101,53 +101,54 @@ class ArraySource:
 
 
 class StreamSource:
-    """Batches that come in an order of their own."""
+    """Batches of a dataset that decides their order itself."""
 
-    num_rows = None  # not known before they have passed
+    num_rows = None  # unknown before an epoch was read
 
     def __init__(self, dataset):
         self.dataset = dataset
 
     @property
     def fingerprint(self):
-        # Its samples are checked one by one.
+        # The samples of a stream are checked one by one.
         return {"kind": "stream"}
 
     def epoch(self, index):
-        """Yield `(x, identity of each sample)` of an epoch."""
+        """Yield `(x, checksums of the samples)` for each batch of an epoch."""
         for batch in batches_of(self.dataset):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            yield x, identities(x)
+            yield x, checksums(x)
+
+
+def take(arrays, rows):
+    """Return these rows of every array, `None` where there is no array."""
+    return tree.map_structure(
+        lambda array: None if array is None else array[rows], arrays
+    )
 
 
 def batches_of(dataset):
     """Yield the batches of one pass as NumPy arrays."""
     if isinstance(dataset, keras.utils.PyDataset):
         for index in range(dataset.num_batches):
-            yield to_numpy(dataset[index])
+            yield _to_numpy(dataset[index])
         dataset.on_epoch_end()
     else:
-        yield from map(to_numpy, dataset)
+        yield from map(_to_numpy, dataset)
 
 
-def to_numpy(batch):
-    """Return a batch of any kind of tensors as NumPy arrays."""
+def _to_numpy(batch):
     return tree.map_structure(
         lambda leaf: None if leaf is None else np.asarray(leaf), batch
     )
 
 
-def take(arrays, rows):
-    """Return these rows of every array."""
-    return tree.map_structure(lambda array: array[rows], arrays)
-
-
-def identities(x):
+def checksums(x):
     """Return a checksum of each sample, uint32 `(batch,)`."""
     parts = []
     for leaf in tree.flatten(x):
         flat = leaf.reshape(len(leaf), -1)
-        step = max(1, flat.shape[1] // _VALUES)
+        step = max(1, flat.shape[1] // _CHECKSUM_VALUES)
         part = np.ascontiguousarray(flat[:, ::step])
         parts.append(part.view("uint8").reshape(len(leaf), -1))
     return np.array(

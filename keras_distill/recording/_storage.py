@@ -1,12 +1,23 @@
-"""The files of a recording: a manifest and finished shards of rows.
+"""The files of a recording: a manifest, and shards of rows.
 
-    manifest.json     what was recorded, from what, and which shards are whole
+    manifest.json     what was recorded, and which shards are complete
     shard-00000.npy   rows of one NumPy structured array, memory-mapped
 
-A row is one view of one sample: who it is, what was drawn for it, and what the
-teacher answered. A shard is written under another name and renamed when it is
-whole, and then the manifest counts it; so a process killed at any moment leaves
-a recording that is whole up to its last shard.
+A row is one view of one sample. Its fields:
+
+    sample            index in the arrays, or checksum of a sample of a stream
+    drawn_<name>      what was drawn for the view, such as a window or a flip
+    output_<i>        the i-th output of the teacher
+
+With `top_k`, three fields stand in place of `output_<i>`:
+
+    output_<i>_classes     indices of the `top_k` most probable classes
+    output_<i>_log_probs   their log-probabilities
+    output_<i>_log_rest    log-probability of each other class
+
+A shard is written under another name and renamed when it is complete. Then the
+manifest is replaced by one that lists it. So a process that is killed at any
+moment leaves a recording that is valid up to its last complete shard.
 """
 
 import json
@@ -20,15 +31,15 @@ FORMAT = 1
 _MANIFEST = "manifest.json"
 
 
-class Output:
-    """How one output of the teacher lies in a row.
+class OutputFields:
+    """The fields of a row that hold one output of the teacher.
 
     Args:
-        name: name of its fields.
-        shape: shape of one answer, `(..., classes)`.
+        name: name of the output, which the names of its fields start with.
+        shape: shape of the output of one sample, `(..., classes)`.
         dtype: `"float16"` or `"float32"`.
-        top_k: int, or `None` to keep all values. For classes alone.
-        from_logits: bool. Whether answers are logits or probabilities.
+        top_k: int, or `None` to keep all values. For classes only.
+        from_logits: bool. Whether outputs are logits or probabilities.
     """
 
     def __init__(self, name, shape, dtype, top_k, from_logits):
@@ -38,6 +49,7 @@ class Output:
 
     @property
     def fields(self):
+        """List of `(name, dtype, shape)`."""
         if self.top_k is None:
             return [(self.name, self.dtype, self.shape)]
         kept = (*self.shape[:-1], self.top_k)
@@ -48,62 +60,83 @@ class Output:
             (f"{self.name}_log_rest", self.dtype, self.shape[:-1]),
         ]
 
-    def write(self, rows, answers):
-        """Write answers `(batch, *shape)` into rows.
+    def write(self, rows, outputs):
+        """Write outputs `(batch, *shape)` into rows.
 
         Raises:
-            ValueError: if the dtype can't hold them.
+            ValueError: if they exceed the range of the dtype.
         """
         if self.top_k is None:
-            limit = np.finfo(self.dtype).max
-            if np.abs(answers).max(initial=0) > limit:
-                raise ValueError(
-                    f"The teacher's answers reach {np.abs(answers).max():g}, "
-                    f"and {self.dtype.name} ends at {limit:g}. Record with "
-                    "`storage_dtype='float32'`."
-                )
-            rows[self.name] = answers
+            rows[self.name] = self._in_range(outputs)
             return
-        log_probs = _log_probs(answers.astype("float64"), self.from_logits)
+        log_probs = _log_probs(outputs.astype("float64"), self.from_logits)
         classes = np.argsort(-log_probs, axis=-1)[..., : self.top_k]
         kept = np.take_along_axis(log_probs, classes, axis=-1)
         rest = 1.0 - np.exp(kept).sum(axis=-1)
         others = self.shape[-1] - self.top_k
-        # 1 - sum is 0 or below it by rounding where the rest is next to none.
+        # If the rest is close to 0, rounding makes it 0 or negative.
         log_rest = np.log(np.maximum(rest, 1e-30) / max(others, 1))
         rows[f"{self.name}_classes"] = classes
         rows[f"{self.name}_log_probs"] = np.maximum(kept, -6e4)
         rows[f"{self.name}_log_rest"] = log_rest
 
+    def _in_range(self, outputs):
+        largest = np.abs(outputs).max(initial=0)
+        limit = np.finfo(self.dtype).max
+        if largest > limit:
+            raise ValueError(
+                f"The teacher's outputs must fit into {self.dtype.name}, whose "
+                f"largest value is {limit:g}. Received: outputs up to "
+                f"{largest:g}. Record with `storage_dtype='float32'`."
+            )
+        return outputs
+
     def read(self, rows):
-        """Return the answers `(batch, *shape)` in float32."""
+        """Return the outputs `(batch, *shape)` in float32."""
         if self.top_k is None:
             return rows[self.name].astype("float32")
         log_rest = rows[f"{self.name}_log_rest"].astype("float32")
-        answers = np.repeat(log_rest[..., np.newaxis], self.shape[-1], axis=-1)
+        outputs = np.repeat(log_rest[..., np.newaxis], self.shape[-1], axis=-1)
         np.put_along_axis(
-            answers,
+            outputs,
             rows[f"{self.name}_classes"].astype("int64"),
             rows[f"{self.name}_log_probs"].astype("float32"),
             axis=-1,
         )
-        return answers if self.from_logits else np.exp(answers)
+        return outputs if self.from_logits else np.exp(outputs)
 
 
-def _log_probs(answers, from_logits):
+def output_fields(manifest):
+    """Return the `OutputFields` of each output of a recording."""
+    return [
+        OutputFields(
+            f"output_{index}",
+            shape,
+            manifest["storage_dtype"],
+            manifest["top_k"],
+            manifest["from_logits"],
+        )
+        for index, shape in enumerate(manifest["output_shapes"])
+    ]
+
+
+def _log_probs(outputs, from_logits):
     if not from_logits:
-        return np.log(np.maximum(answers, 1e-30))
-    peak = answers.max(axis=-1, keepdims=True)
-    total = np.log(np.exp(answers - peak).sum(axis=-1, keepdims=True))
-    return answers - peak - total
+        return np.log(np.maximum(outputs, 1e-30))
+    peak = outputs.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(outputs - peak).sum(axis=-1, keepdims=True))
+    return outputs - peak - total
 
 
 class Shards:
-    """The rows on disk, to read and to add to.
+    """The rows on disk: reads them, and appends shards.
 
     Args:
         path: folder of the recording.
-        manifest: dict, as `read_manifest` returned or `write_manifest` took.
+        manifest: dict of the manifest, see `_manifest.py`.
+
+    Raises:
+        ValueError: if a shard of the manifest is missing or truncated.
     """
 
     def __init__(self, path, manifest):
@@ -114,9 +147,9 @@ class Shards:
             file = self._file(index)
             if not file.exists() or file.stat().st_size != shard["bytes"]:
                 raise ValueError(
-                    f"The shard {file} of the recording is missing or not "
-                    f"whole. Expected: {shard['bytes']} bytes. Copy the "
-                    "recording again, or record it anew in an empty folder."
+                    f"The shard {file} of the recording is missing or "
+                    f"incomplete. Expected: {shard['bytes']} bytes. Copy the "
+                    "recording again, or record again into an empty folder."
                 )
         self._ends = np.cumsum([s["rows"] for s in manifest["shards"]] or [0])
 
@@ -141,11 +174,11 @@ class Shards:
         return np.concatenate(parts)
 
     def append(self, batches, **changes):
-        """Write a list of rows as one finished shard.
+        """Write rows as one complete shard.
 
         Args:
             batches: list of structured arrays.
-            **changes: entries of the manifest that change with this shard.
+            **changes: entries of the manifest to update with it.
         """
         rows = np.concatenate(batches)
         file = self._file(len(self.manifest["shards"]))
@@ -163,11 +196,11 @@ def _field(field):
     return name, np.dtype(dtype), tuple(shape)
 
 
-def fields_of(sample_fields):
-    """Return fields in the form that the manifest keeps."""
+def fields_as_json(fields):
+    """Return `(name, dtype, shape)` of fields as the manifest keeps them."""
     return [
         [name, np.dtype(dtype).str, list(shape)]
-        for name, dtype, shape in sample_fields
+        for name, dtype, shape in fields
     ]
 
 
@@ -175,7 +208,7 @@ def read_manifest(path):
     """Return the manifest in a folder, or `None` if there is none.
 
     Raises:
-        ValueError: if it can't be read, or has another format.
+        ValueError: if it cannot be read, or has another format.
     """
     file = pathlib.Path(path) / _MANIFEST
     if not file.exists():
@@ -190,9 +223,9 @@ def read_manifest(path):
     if version != FORMAT:
         raise ValueError(
             f"{file} has format {version}, and this version of keras-distill "
-            f"reads format {FORMAT}. Record the teacher anew."
+            f"reads format {FORMAT}. Record the teacher again."
         )
-    # Recordings from before these entries hold outputs of classes.
+    # Older recordings lack these entries; their outputs are classes.
     manifest.setdefault("predicts", "classes")
     manifest.setdefault("storage_dtype", manifest.get("dtype"))
     manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
@@ -200,6 +233,6 @@ def read_manifest(path):
 
 
 def write_manifest(path, manifest):
-    """Write a manifest, all of it or nothing."""
+    """Replace the manifest in a folder, completely or not at all."""
     text = json.dumps(manifest, indent=1).encode()
     _files.write(pathlib.Path(path) / _MANIFEST, lambda out: out.write(text))

@@ -1,5 +1,5 @@
 """Teachers: running a model, a function or a torch module as the teacher.
 
-This package has no public names. A `Distiller` and `record_teacher` take any
-teacher and wrap it in a `LiveTeacher`.
+This package has no public names. `Distiller` and `record_teacher` accept any
+teacher and wrap it in a `LiveTeacher` (`_live_teacher.py`).
 """

@@ -1,4 +1,4 @@
-"""The outputs of several teachers, averaged as what they predict."""
+"""Averages the outputs of several teachers, according to what they predict."""
 
 from keras import ops
 
@@ -6,25 +6,27 @@ from keras_distill.losses import _divergence
 
 
 def average(outputs, predicts, from_logits):
-    """Average the outputs of several teachers; given and returned alike.
+    """Return the average of several teachers' outputs, of the same kind.
 
+    Probabilities are averaged, and returned as logits if logits were given.
     Cross-entropy is linear in its targets, so the average of the probabilities
-    teaches what the average of the teachers' losses would teach.
+    has the same gradient as the average of the losses of each teacher.
 
     Args:
         outputs: list of tensors of one shape, one per teacher.
         predicts: `"classes"` for a softmax over the last axis, `"labels"` for
-            sigmoids, `"values"` for numbers that are averaged as they are.
+            sigmoids, `"values"` for numbers, which are averaged directly.
         from_logits: whether `outputs` are logits or probabilities.
 
     Raises:
-        ValueError: if it is not known what the outputs are.
+        ValueError: if `predicts` is `None`.
     """
     if predicts is None:
         raise ValueError(
-            "Several teachers are averaged, and it is not known as what. Set "
-            "the class attribute `predicts` of the loss: 'classes' or 'labels' "
-            "average probabilities, 'values' the outputs as they are."
+            "To average several teachers, the loss must say what their outputs "
+            "are. Received: predicts=None. Set the class attribute `predicts` "
+            "of the loss: 'classes' or 'labels' average probabilities, "
+            "'values' averages the outputs themselves."
         )
     if predicts == "classes":
         return _divergence.mean_of_teachers(outputs, from_logits)

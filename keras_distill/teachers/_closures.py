@@ -1,8 +1,8 @@
-"""What a callable holds: the models that run when a function is called.
+"""Finds the models that a function runs.
 
-A function hides its models from Keras and PyTorch. Their weights have to be
-found, or a compiled step of JAX would hold them as constants; so have modules
-in training mode, which would be moved by every batch.
+Keras and PyTorch cannot see the models inside a function. Keras layers must be
+found, or their weights would be constants of a compiled JAX step. Torch modules
+must be found, or a module in training mode would change with every batch.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 
-# A function is searched this many steps deep, such as
+# Maximum depth of the search, for example
 # function -> object -> list -> model.
 _DEPTH = 4
 
@@ -19,13 +19,13 @@ _DEPTH = 4
 def parts_of(part, is_wanted):
     """Return the wanted objects that a callable holds, or is itself.
 
-    They are looked for in its closure, defaults, attributes, lists and dicts,
-    and among the globals that it names, a few steps deep.
+    The search covers its closure, defaults, attributes, lists, dicts, and the
+    globals that it names, up to a fixed depth.
 
     Args:
-        part: anything.
-        is_wanted: function from an object to whether it is one. What is
-            wanted is not searched any further.
+        part: any object.
+        is_wanted: function from an object to a bool. The search does not enter
+            wanted objects.
     """
     found, seen = [], set()
 
@@ -44,7 +44,7 @@ def parts_of(part, is_wanted):
 
 
 def _held_by(part):
-    """Return the objects that a callable may look at when it runs."""
+    """Return the objects that a callable may use when it runs."""
     if isinstance(part, functools.partial):
         return [part.func, *part.args, *part.keywords.values()]
     if isinstance(part, types.MethodType):
@@ -65,7 +65,7 @@ def _held_by_function(function):
     held = [*(function.__defaults__ or ()), *vars(function).values()]
     held += (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a cell that is still empty
+        with contextlib.suppress(ValueError):  # an empty cell
             held.append(cell.cell_contents)
     names = _names_in(function.__code__)
     return held + [v for k, v in function.__globals__.items() if k in names]

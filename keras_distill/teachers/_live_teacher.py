@@ -1,15 +1,22 @@
-"""LiveTeacher: runs the teacher on the view, as the training goes.
+"""LiveTeacher: runs the teacher on the view during training.
 
-A teacher is borrowed. It runs in inference mode, its variables are read and
-never written, its `trainable` flags stay as they are, and it is kept in a plain
-object that Keras does not track: so it gets no gradient, no optimizer slot and
-no place in a checkpoint.
+The teacher belongs to the caller. It runs in inference mode, its variables are
+read and never written, and its `trainable` flags do not change. It is held in a
+plain object, so Keras does not track it: it gets no gradients, no optimizer
+slots and no place in a checkpoint.
+
+Left out: a frozen copy of the teacher. It would take memory twice, and would
+not follow a teacher that changes.
 """
+
+from typing import Any
+from typing import NoReturn
 
 import keras
 
 from keras_distill import _backend
 from keras_distill._graphs._layers import find_layer
+from keras_distill._typing import Tensors
 from keras_distill.teachers import _closures
 from keras_distill.teachers import _teacher_outputs
 from keras_distill.teachers import _torch_modules
@@ -17,7 +24,7 @@ from keras_distill.teachers._precision import InPrecision
 
 
 class LiveTeacher:
-    """Any teacher, as one function from a view to outputs.
+    """Runs any teacher, or a list of teachers, on a view.
 
     Args:
         teacher: a built Keras model or layer, a torch module, any callable
@@ -25,22 +32,32 @@ class LiveTeacher:
         preprocessing: layer or callable applied to the view first, or `None`.
         dtype: precision to run in, or `None` for the teacher's own.
         in_step: bool. Whether the teacher runs inside a training step, where
-            torch modules can't run on other backends.
+            only the torch backend can run torch modules.
 
     Raises:
-        TypeError: if the teacher can't be called, or can't run there.
-        ValueError: if the list is empty, a model has no weights yet, or it
-            can't run in that precision.
+        TypeError: if the teacher is not callable, or cannot run inside a
+            training step.
+        ValueError: if the list is empty, if a model has no weights yet, or if
+            it cannot run in that precision.
     """
 
-    def __init__(self, teacher, preprocessing=None, dtype=None, in_step=True):
+    def __init__(
+        self,
+        teacher: Any,
+        preprocessing: Any = None,
+        dtype: str | None = None,
+        in_step: bool = True,
+    ) -> None:
         self.given = teacher
         self.preprocessing = preprocessing
         self.members = (
             list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         )
         if not self.members:
-            raise ValueError("`teacher` is an empty list. Received: teacher=[]")
+            raise ValueError(
+                "`teacher` is an empty list. Received: teacher=[]. Pass at "
+                "least one model or callable."
+            )
         for member in self.members:
             _check_member(member)
         if in_step:
@@ -49,8 +66,9 @@ class LiveTeacher:
         self.runners = self.members
         if dtype is not None and not isinstance(teacher, AbsentTeacher):
             self.runners = [InPrecision(m, dtype) for m in self.members]
-        self.drawn_from = {}  # On JAX: the `seed_states` in use, by id.
-        # Found once: a step of PyTorch asks every time.
+        # On JAX: the `seed_states` that the teacher draws from, by id.
+        self.drawn_from: dict = {}
+        # Found once, because a step of PyTorch reads them every time.
         self._layers = [
             layer
             for part in (*self.members, preprocessing)
@@ -59,13 +77,13 @@ class LiveTeacher:
         self._modules = [_torch_modules.modules_of(r) for r in self.runners]
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The variables that the teacher reads, each once."""
         return self._all("variables")
 
     @property
-    def weights(self):
-        """Of its variables those that outputs depend on: no seeds, metrics."""
+    def weights(self) -> list[keras.Variable]:
+        """The variables without states of random generators and metrics."""
         return self._all("weights")
 
     def _all(self, kind):
@@ -75,7 +93,7 @@ class LiveTeacher:
         return list(found.values())
 
     @property
-    def seed_states(self):
+    def seed_states(self) -> list[keras.Variable]:
         """The states of the random generators that its layers draw from."""
         weights = {id(weight) for weight in self.weights}
         return [
@@ -84,8 +102,8 @@ class LiveTeacher:
             if id(v) not in weights and "int" in str(v.dtype)
         ]
 
-    def find_layer(self, path):
-        """Return the layer that a hint names.
+    def find_layer(self, path: str) -> keras.layers.Layer:
+        """Return the layer of the teacher that a hint names.
 
         Raises:
             ValueError: if the teacher is not one model, or has no such layer.
@@ -94,22 +112,22 @@ class LiveTeacher:
             self.members[0], keras.Model
         ):
             raise ValueError(
-                "Hints are read from the layers of one teacher model. "
-                f"Received: teacher={self.given!r}. Give a single keras.Model, "
-                "or leave out `hints`."
+                "Hints require a single teacher model, whose layers they "
+                f"name. Received: teacher={self.given!r}. Pass one "
+                "keras.Model, or remove `hints`."
             )
-        model = getattr(self.runners[0], "twin", self.members[0])
+        model = getattr(self.runners[0], "clone", self.members[0])
         return find_layer(model, path, "teacher_layer")
 
-    def __call__(self, view):
-        """Return the list of the teachers' outputs for a view."""
+    def __call__(self, view: Tensors) -> list[Tensors]:
+        """Return a list with the outputs of each teacher for a view."""
         with _backend.unwritten(self):
             if self.preprocessing is not None:
                 view = _in_step(self.preprocessing, view)
             return self.outputs(view)
 
-    def outputs(self, view):
-        """Return the same for a view that has been preprocessed."""
+    def outputs(self, view: Tensors) -> list[Tensors]:
+        """Return the outputs for a view that is preprocessed already."""
         return [
             _teacher_outputs.tensors_of(_in_step(runner, view, modules), view)
             for runner, modules in zip(self.runners, self._modules)
@@ -117,12 +135,16 @@ class LiveTeacher:
 
 
 class AbsentTeacher:
-    """Stands for a teacher that can't be asked, and says why."""
+    """Stands for a teacher that is not available, and raises when it is run.
 
-    def __init__(self, reason):
+    Args:
+        reason: text of the error.
+    """
+
+    def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Tensors) -> NoReturn:
         raise ValueError(self.reason)
 
 
@@ -134,9 +156,9 @@ def run(part, inputs, modules=None):
     """Run a teacher or its preprocessing in inference mode.
 
     Args:
-        part: a layer of Keras, a torch module or another callable.
-        inputs: what it takes.
-        modules: the torch modules in it, where they are known already.
+        part: a Keras layer, a torch module or another callable.
+        inputs: the inputs of `part`.
+        modules: the torch modules in it, if they are known already.
     """
     if modules is None:
         modules = _torch_modules.modules_of(part)
@@ -147,12 +169,12 @@ def run(part, inputs, modules=None):
 
 
 def is_compilable(part):
-    """Tell whether a teacher or preprocessing is made of layers of Keras."""
+    """Return whether Keras can compile a teacher or preprocessing."""
     return isinstance(part, (keras.layers.Layer, InPrecision))
 
 
 def _in_step(part, view, modules=None):
-    """Run a part inside a training step, where a view may have no values."""
+    """Run a part inside a training step, where a view may be symbolic."""
     if _torch_modules.is_module(part):
         view = _torch_modules.as_tensors(view, part)
     if is_compilable(part) or isinstance(part, AbsentTeacher):
@@ -164,12 +186,11 @@ def _in_step(part, view, modules=None):
             raise
         raise TypeError(
             f"The function {part!r} failed inside the compiled training step, "
-            "where its input is a symbol without values. A function that needs "
-            "values (NumPy, another framework, a file, a server) can't run "
-            "there: record what the teacher returns with `record_teacher` and "
-            "train from the recording, or use "
-            "`compile(..., run_eagerly=True)`. A function of `keras.ops` can; "
-            f"then the error itself says more. Received: "
+            "where its input is symbolic and has no values. If the function "
+            "requires values (NumPy, another framework, a file, a server), "
+            "record its outputs with `record_teacher` and train from the "
+            "recording, or use `compile(..., run_eagerly=True)`. If it uses "
+            "only `keras.ops`, correct the error. Received: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -183,24 +204,24 @@ def _check_member(member):
         )
     if isinstance(member, keras.layers.Layer) and not member.built:
         raise ValueError(
-            f"The teacher {member.name!r} is not built: it has no weights, so "
-            "it has learned nothing yet. Train it or load its weights first."
+            f"The teacher {member.name!r} is not built, so it has no weights "
+            "yet. Train it, or load its weights first."
         )
     if _torch_modules.is_module(member):
         if _torch_modules.is_without_weights(member):
             raise ValueError(
-                f"The teacher {type(member).__name__} has layers with no "
-                "weights yet, so it has learned nothing. Load its weights "
-                "first."
+                f"The teacher {type(member).__name__} has lazy layers, which "
+                "have no weights yet. Load its weights first."
             )
 
 
 def _check_runs_in_step(part):
-    if _torch_modules.is_module(part) and keras.backend.backend() != "torch":
+    if _torch_modules.is_module(part) and not _backend.runs_torch_modules():
         raise TypeError(
-            f"{type(part).__name__} is a torch.nn.Module, and a training step "
-            f"of the {keras.backend.backend()!r} backend can't run it. Record "
-            "it with `record_teacher`, which takes it on any backend, and "
-            "train with `teacher=RecordedTeacher(path)`; or train on the "
-            "torch backend (`KERAS_BACKEND=torch`)."
+            "Only the torch backend can run a torch.nn.Module in a training "
+            f"step. Received: {type(part).__name__} on the "
+            f"{keras.backend.backend()!r} backend. Record its outputs with "
+            "`record_teacher`, which accepts it on every backend, and train "
+            "with `teacher=RecordedTeacher(path)`; or train with "
+            "`KERAS_BACKEND=torch`."
         )

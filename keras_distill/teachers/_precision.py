@@ -1,11 +1,12 @@
-"""InPrecision: a model that computes in another precision than its own.
+"""InPrecision: runs a model in another precision than its own.
 
-A layer's precision is fixed when it is made. So a twin is made from the model's
-config, and runs on the values of the model's own variables: the model stays as
-it is, and when its weights change, the twin's answers do too.
+The precision of a layer is fixed when it is created. So the model is cloned
+from its config with another dtype policy. The clone runs on the values of the
+model's own variables: the model does not change, and when its weights change,
+the outputs of the clone follow.
 
-Left out: a twin with folded normalizations. It would have to fold again in
-every step; `fold_batch_norm` does it once, into a copy.
+Left out: a clone with folded normalizations. It would have to fold again in
+every step; `fold_batch_norm` folds once, into a copy.
 """
 
 import keras
@@ -14,16 +15,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class InPrecision:
-    """Runs a model in inference mode, in a precision of choice.
+    """Runs a model in inference mode, in the given precision.
 
     Args:
-        model: a built Keras model that can be made from its config.
+        model: a built Keras model that can be cloned from its config.
         dtype: one of `PRECISIONS`. Variables keep their own dtype and are cast
             as they are read.
 
     Raises:
         TypeError: if `model` is not a Keras model.
-        ValueError: if the precision is unknown, or no twin can be made.
+        ValueError: if the precision is unknown, or the model cannot be cloned.
     """
 
     def __init__(self, model, dtype):
@@ -34,15 +35,16 @@ class InPrecision:
             )
         if not isinstance(model, keras.Model):
             raise TypeError(
-                "`teacher_dtype` is for Keras models; a function computes in "
-                f"the precision it was written for. Received: {model!r}"
+                "`teacher_dtype` is for Keras models. Received: "
+                f"{model!r}. Remove `teacher_dtype`, and set the precision "
+                "inside the function."
             )
         self.model = model
         policy = dtype if dtype == "float32" else f"mixed_{dtype}"
-        self.twin = _twin(model, policy)
+        self.clone = _clone(model, policy)
 
     def __call__(self, inputs):
-        outputs, _ = self.twin.stateless_call(
+        outputs, _ = self.clone.stateless_call(
             [variable.value for variable in self.model.trainable_variables],
             [variable.value for variable in self.model.non_trainable_variables],
             inputs,
@@ -51,39 +53,42 @@ class InPrecision:
         return outputs
 
 
-def _twin(model, policy):
+def _clone(model, policy):
     try:
-        twin = type(model).from_config(_with_policy(model.get_config(), policy))
-        if not twin.built:
-            twin.build_from_config(model.get_build_config())
+        clone = type(model).from_config(
+            _with_policy(model.get_config(), policy)
+        )
+        if not clone.built:
+            clone.build_from_config(model.get_build_config())
     except Exception as error:
         raise ValueError(
-            f"The teacher {model.name!r} can't be made again from its config, "
-            "so it can't run in another precision. Implement `get_config`, or "
-            f"leave out `teacher_dtype`. Received: {error}"
+            f"The teacher {model.name!r} cannot be cloned from its config, so "
+            "it cannot run in another precision. Implement `get_config`, or "
+            f"remove `teacher_dtype`. Received: {error}"
         ) from error
-    # A variable belongs to the same list in both.
+    # Both must have the same variables in the same list, in the same order.
     for layer, other in zip(
-        model._flatten_layers(), twin._flatten_layers(), strict=True
+        model._flatten_layers(), clone._flatten_layers(), strict=True
     ):
         other.trainable = layer.trainable
     for kind in ("trainable_variables", "non_trainable_variables"):
         shapes = [
             [tuple(variable.shape) for variable in getattr(each, kind)]
-            for each in (model, twin)
+            for each in (model, clone)
         ]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"The teacher {model.name!r} made again from its config has "
-                "other weights, so it can't run in another precision. "
-                f"Received: {len(shapes[0])} and {len(shapes[1])} {kind}. "
-                "Leave out `teacher_dtype`."
+                f"A clone of the teacher {model.name!r} from its config must "
+                "have the same weights, to run in another precision. Received: "
+                f"{len(shapes[0])} {kind} in the teacher and "
+                f"{len(shapes[1])} in the clone, or other shapes. Remove "
+                "`teacher_dtype`."
             )
-    return twin
+    return clone
 
 
 def _with_policy(config, policy):
-    """Return a model's config with every policy of floats replaced."""
+    """Return a model's config with every dtype policy replaced."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": policy}}

@@ -1,4 +1,4 @@
-"""What a teacher returned, brought to tensors in a structure of Keras."""
+"""Converts what a teacher returned to tensors, in a structure of Keras."""
 
 import dataclasses
 
@@ -13,23 +13,23 @@ def tensors_of(outputs, view):
 
     Args:
         outputs: what the teacher returned: tensors or arrays of any framework,
-            in a structure that Keras knows; or an object with `.logits`, which
-            counts as its logits.
+            alone or in lists, tuples and dicts. An object with `.logits` is
+            replaced by its logits.
         view: the inputs that the outputs belong to.
 
     Raises:
-        TypeError: if there is something else in it.
-        ValueError: if there isn't an output per sample.
+        TypeError: if the outputs contain anything else.
+        ValueError: if there is not one output per sample.
     """
     outputs = arrays_of(outputs)
     leaves = tree.flatten(outputs)
-    if len(leaves) == 1:  # Of several, some may not be compared.
+    if len(leaves) == 1:  # Of several outputs, some may be unused.
         check_rows(leaves[0], _size(tree.flatten(view)[0]))
     return tree.map_structure(_tensor, outputs)
 
 
 def arrays_of(outputs):
-    """Return the same, with tensors and arrays as the teacher returned them."""
+    """Return the outputs as tensors and arrays of the teacher's framework."""
     outputs = _logits_or_all(outputs)
     if tree.is_nested(outputs):
         outputs = tree.map_structure(_logits_or_all, outputs)
@@ -73,7 +73,7 @@ def check_rows(output, size):
 
     Args:
         output: a tensor or array.
-        size: how many samples there are, `None` if it is not known.
+        size: number of samples, `None` if it is unknown.
     """
     if None not in (size, _size(output)) and _size(output) != size:
         raise ValueError(
@@ -83,7 +83,7 @@ def check_rows(output, size):
 
 
 def _size(leaf):
-    """Return the length of the first axis, `None` if it is not known."""
+    """Return the length of the first axis, `None` if it is unknown."""
     shape = getattr(leaf, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None:
         return None

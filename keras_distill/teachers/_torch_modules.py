@@ -1,13 +1,13 @@
-"""Torch modules as teachers: run in evaluation mode, and left as they were.
+"""Torch modules as teachers: run in evaluation mode, and restored afterwards.
 
-A module that was left in training mode would drop units at random and move its
-running averages with every batch that it is shown. So each call switches its
-modules over, and puts back what it has found: flags, buffers, and whatever a
-module's own `train()` has changed.
+A module in training mode would drop units at random and update its running
+averages with every batch. So each call switches its modules to evaluation mode,
+and afterwards restores their flags, their buffers, and what a custom `train()`
+changed.
 
-Left out: calling `eval()` and `train()` on the whole module. They would lose
-the flags of parts that were frozen one by one, and raise for exported programs.
-PyTorch is looked at only where somebody else has imported it.
+Left out: calling `eval()` and `train()` on the whole module. This would lose
+the flags of submodules that were frozen one by one, and raise for exported
+programs. PyTorch is used only if other code has imported it.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from keras_distill.teachers import _closures
 
 
 def is_module(part):
-    """Tell whether `part` is a torch module, and no layer of Keras."""
+    """Return whether `part` is a torch module and not a Keras layer."""
     torch = sys.modules.get("torch")
     if torch is None or isinstance(part, keras.layers.Layer):
-        return False  # On PyTorch, every layer of Keras is a module as well.
+        return False  # On PyTorch, Keras layers are torch modules too.
     return isinstance(part, torch.nn.Module)
 
 
@@ -31,10 +31,8 @@ def modules_of(part):
     """Return the torch modules that run when `part` is called.
 
     Args:
-        part: a torch module; a layer of Keras, which may wrap some; or a
-            function or callable object. There, modules are found that it holds
-            in its closure, defaults, attributes, lists and dicts, or names as
-            globals, a few steps deep.
+        part: a torch module; a Keras layer, which may wrap some; or a function
+            or callable object, which is searched, see `_closures.parts_of`.
     """
     if "torch" not in sys.modules:
         return []
@@ -61,45 +59,45 @@ def _wrapped_in(layer):
 
 @contextlib.contextmanager
 def evaluating(modules):
-    """Run a block with modules in evaluation mode, and undo it afterwards."""
+    """Run a block with modules in evaluation mode, then restore them."""
     if not modules:
         yield
         return
     import torch
 
     parts = {id(part): part for m in modules for part in m.modules()}
-    kept = [_Kept(part) for part in parts.values()]
+    saved = [_SavedModule(part) for part in parts.values()]
     try:
         with torch.no_grad():
-            for each in kept:
+            for each in saved:
                 each.set_flag(False)
-            for each in kept:
-                each.call_own_eval()
+            for each in saved:
+                each.call_custom_eval()
             yield
     finally:
         with torch.no_grad():
-            for each in kept:
-                each.put_back()
+            for each in saved:
+                each.restore()
 
 
-class _Kept:
-    """What one module was like before it ran."""
+class _SavedModule:
+    """The state of one module before it ran, without its submodules."""
 
     def __init__(self, module):
         import torch
 
         self.module = module
-        # Frozen programs have no flag.
+        # Exported programs have no flag.
         self.training = getattr(module, "training", None)
-        # A `train()` of its own may set other attributes than flags, and write
-        # into weights, where it merges them for inference.
-        self.own = self.training and (
+        # A custom `train()` may set other attributes than the flag, and write
+        # to weights, for example to merge them for inference.
+        self.custom = self.training and (
             type(module).train is not torch.nn.Module.train
         )
-        self.attributes = dict(vars(module)) if self.own else {}
+        self.attributes = dict(vars(module)) if self.custom else {}
         self.buffers = dict(module.named_buffers(recurse=False))
         written = [*self.buffers.values()]
-        if self.own:
+        if self.custom:
             written += module.parameters()
         self.values = [(t, t.detach().clone()) for t in written]
 
@@ -107,34 +105,34 @@ class _Kept:
         if self.training is not None:
             self.module.training = training
 
-    def call_own_eval(self):
-        if self.own:
+    def call_custom_eval(self):
+        if self.custom:
             self.module.eval()
 
-    def put_back(self):
+    def restore(self):
         for name, buffer in self.buffers.items():
             now = getattr(self.module, name, None)
-            # A cache that has grown stays.
+            # A cache may have grown.
             if now is not buffer and getattr(now, "shape", 0) == buffer.shape:
                 setattr(self.module, name, buffer)
         for tensor, value in self.values:
-            if not tensor.is_inference():  # Those can't be written into.
+            if not tensor.is_inference():  # Inference tensors are read-only.
                 tensor.copy_(value)
-        if self.own:
+        if self.custom:
             vars(self.module).clear()
             vars(self.module).update(self.attributes)
         self.set_flag(self.training)
 
 
 def is_without_weights(module):
-    """Tell whether a module waits for its first batch to have weights."""
+    """Return whether a module creates its weights on its first batch."""
     import torch
 
     return any(map(torch.nn.parameter.is_lazy, module.parameters()))
 
 
 def values_of(module):
-    """Return parameters and buffers as NumPy arrays of bytes."""
+    """Return parameters and buffers of a module as NumPy arrays of bytes."""
     import torch
 
     values = []
@@ -147,7 +145,7 @@ def values_of(module):
 
 
 def as_tensors(arrays, module):
-    """Return arrays or tensors as torch tensors on a module's device."""
+    """Return arrays or tensors as torch tensors on the device of a module."""
     import torch
 
     device = next(
@@ -164,9 +162,9 @@ def as_tensors(arrays, module):
 
 
 def to_numpy(tensor):
-    """Return a torch tensor as NumPy; bfloat16, which NumPy lacks, as float32.
+    """Return a torch tensor as a NumPy array, and anything else unchanged.
 
-    Anything else is returned as it is.
+    NumPy has no bfloat16, which becomes float32.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(tensor, torch.Tensor):

@@ -30,7 +30,7 @@ from keras_distill import InceptionCrop
 from keras_distill import MixUp
 from keras_distill import RecordedTeacher
 from keras_distill import record_teacher
-from keras_distill.recording import _record_teacher
+from keras_distill.recording import _writer
 
 
 def views(seed=1):
@@ -295,18 +295,18 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(
     recording = recorded(
         teacher, x, tmp_path, seed=None, top_k=4, from_logits=from_logits
     )
-    answers = recording.outputs_in(recording.rows(0, 0))["output_0"]
+    outputs = recording.outputs_in(recording.rows(0, 0))["output_0"]
     exact = teacher.predict(x, verbose=0).astype("float64")
     if from_logits:
-        answers, exact = np.exp(answers), np.exp(exact)
+        outputs, exact = np.exp(outputs), np.exp(exact)
         exact /= exact.sum(-1, keepdims=True)
     order = np.argsort(-exact, axis=-1)
     expected = np.sort(exact, axis=-1)[:, ::-1].copy()
     expected[:, 4:] = expected[:, 4:].mean(-1, keepdims=True)
     np.testing.assert_allclose(
-        np.take_along_axis(answers, order, -1), expected, rtol=4e-3
+        np.take_along_axis(outputs, order, -1), expected, rtol=4e-3
     )
-    np.testing.assert_allclose(answers.sum(-1), 1, atol=2e-3)
+    np.testing.assert_allclose(outputs.sum(-1), 1, atol=2e-3)
 
 
 def test_a_killed_recording_goes_on_and_ends_the_same(tmp_path):
@@ -315,20 +315,20 @@ import sys, time
 sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from common import *
 from keras_distill import *
-from keras_distill.recording import _record_teacher
-_record_teacher.SHARD_BYTES = 1
+from keras_distill.recording import _writer
+_writer.SHARD_BYTES = 1
 keras.utils.set_random_seed(0)
 teacher = cnn(4)
 seed = int(sys.argv[2])
 augment = ConsistentAugment([InceptionCrop(8, 8), MixUp()], seed=seed)
 x, _ = images(40, size=12)
 if sys.argv[3] == "slow":
-    save = _record_teacher._Recorder._save
+    save = _writer.RecordingWriter._save
     def slow(self):
         save(self)
-        print(self.shards.num_rows, flush=True)
+        print(self._shards.num_rows, flush=True)
         time.sleep(0.05)
-    _record_teacher._Recorder._save = slow
+    _writer.RecordingWriter._save = slow
 record_teacher(
     teacher, x, sys.argv[1], augment=augment, epochs=6, batch_size=8, verbose=0
 )
@@ -446,7 +446,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         )
 
 
-def test_bad_answers_and_bad_data_are_refused(tmp_path):
+def test_bad_outputs_and_bad_data_are_refused(tmp_path):
     x, _ = vectors(20)
     x[13] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity for 1 samples"):
@@ -484,7 +484,7 @@ def test_bad_files_are_refused(tmp_path):
     shard, manifest = tmp_path / "shard-00000.npy", tmp_path / "manifest.json"
     data, text = shard.read_bytes(), manifest.read_text()
     shard.write_bytes(data[:-1])
-    with pytest.raises(ValueError, match="missing or not whole"):
+    with pytest.raises(ValueError, match="missing or incomplete"):
         RecordedTeacher(tmp_path)
     shard.write_bytes(data)
     manifest.write_text(text[:50])
@@ -524,7 +524,7 @@ record_teacher(
     )
     recording = RecordedTeacher(tmp_path / "there")
     rows = recording.rows(0, 0)
-    view, _ = views().draw(x[rows["sample"]], recording.drawn(rows))
+    view, _ = views().draw(x[rows["sample"]], recording.drawn_in(rows))
     np.testing.assert_allclose(
         recording.outputs_in(rows)["output_0"],
         to_numpy(teacher(view, training=False)),
@@ -535,7 +535,7 @@ record_teacher(
 
 
 def test_the_clock_finishes_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(_record_teacher, "SHARD_SECONDS", 0)
+    monkeypatch.setattr(_writer, "SHARD_SECONDS", 0)
     begin = time.time()
     recording = recorded(mlp(), vectors(96)[0], tmp_path)
     assert len(recording.manifest["shards"]) == 3

@@ -283,7 +283,7 @@ def test_what_was_averaged_as_something_else_is_refused(tmp_path):
         replay(tmp_path / "top", BinaryKD(alpha=1.0))
     with pytest.raises(ValueError, match=r"predicts='values'.*FunctionMatch"):
         replay(tmp_path / "values", FunctionMatching())
-    # The outputs of one teacher are as it gave them.
+    # The outputs of one teacher are recorded unchanged.
     replay(tmp_path / "one", ValueMatching())
     replay(tmp_path / "one", BinaryKD(alpha=1.0))
 
@@ -330,7 +330,7 @@ def test_outputs_that_contradict_the_arguments_are_not_recorded(
     tmp_path, activation, options
 ):
     x, _ = vectors(32)
-    message = r"Received: predicts='.*from_logits=.*Pass `from_logits="
+    message = r"Received: predicts='.*from_logits=.*Use `from_logits="
     with pytest.raises(ValueError, match=message):
         record_teacher(
             mlp(16, activation=activation), x, tmp_path, verbose=0, **options
@@ -341,11 +341,11 @@ def test_outputs_that_contradict_the_arguments_are_not_recorded(
 def test_arguments_that_contradict_each_other(tmp_path):
     x, _ = vectors(8)
     for predicts in ("labels", "values"):
-        with pytest.raises(ValueError, match="`top_k` keeps the likeliest"):
+        with pytest.raises(ValueError, match="`top_k` keeps the most probable"):
             record_teacher(mlp(), x, tmp_path, predicts=predicts, top_k=2)
     with pytest.raises(ValueError, match="predicts='boxes'"):
         record_teacher(mlp(), x, tmp_path, predicts="boxes")
-    with pytest.raises(ValueError, match="dicts of outputs by strings"):
+    with pytest.raises(ValueError, match="dicts of outputs to have strings"):
         record_teacher(lambda x: {0: x, 1: x}, x, tmp_path, verbose=0)
 
 
@@ -363,7 +363,7 @@ def test_the_recorded_pixels_are_those_of_the_view(tmp_path):
     )
     recording = RecordedTeacher(tmp_path)
     rows = recording.rows(0, 0)
-    view, _ = augment.draw(x[rows["sample"]], recording.drawn(rows))
+    view, _ = augment.draw(x[rows["sample"]], recording.drawn_in(rows))
     np.testing.assert_allclose(
         recording.outputs_in(rows)["output_0"],
         to_numpy(teacher(view, training=False)),
@@ -379,7 +379,11 @@ def test_labels_or_weights_of_another_length(tmp_path, arrays):
     record_teacher(mlp(16), data, tmp_path, batch_size=8, verbose=0)
     distiller = Distiller(student=mlp(), teacher=RecordedTeacher(tmp_path))
     distiller.compile("sgd", ClassicKD())
-    message = "must have equally many rows" if arrays else "its labels and weights"
+    message = (
+        "must have the same number of rows"
+        if arrays
+        else "its labels and weights"
+    )
     for labels, weights in ((y[:8], None), (y, np.ones(32))):
         with pytest.raises(ValueError, match=message):
             distiller.fit(data, labels, sample_weight=weights, verbose=0)

@@ -34,11 +34,16 @@ MATRIX = np.random.default_rng(3).normal(size=(6, CLASSES)).astype("float32")
 
 def record(teacher, x, path, **options):
     """Return what a recording in the data's order holds, in its structure."""
-    options = {"storage_dtype": "float32", "seed": None, "verbose": 0, **options}
+    options = {
+        "storage_dtype": "float32",
+        "seed": None,
+        "verbose": 0,
+        **options,
+    }
     record_teacher(teacher, x, path, **options)
     recording = RecordedTeacher(path)
     parts = [
-        recording.structured(recording.outputs_in(recording.rows(0, index)))
+        recording.in_structure(recording.outputs_in(recording.rows(0, index)))
         for index in range(recording.num_batches)
     ]
     return keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
@@ -70,14 +75,14 @@ def litert(folder):
 
     interpreter = Interpreter(litert_file(folder))
     place = interpreter.get_input_details()[0]["index"]
-    answer = interpreter.get_output_details()[0]["index"]
+    index = interpreter.get_output_details()[0]["index"]
 
     def teacher(x):
         interpreter.resize_tensor_input(place, x.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(place, x)
         interpreter.invoke()
-        return interpreter.get_tensor(answer)
+        return interpreter.get_tensor(index)
 
     return teacher
 
@@ -101,7 +106,7 @@ def jax_function(folder):
 
 
 class Server:
-    """A server that answers with logits, as JSON."""
+    """A server that returns logits as JSON."""
 
     def __enter__(self):
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -127,8 +132,8 @@ class Server:
 def of_server(url):
     def teacher(x):
         data = json.dumps(x.tolist()).encode()
-        with urllib.request.urlopen(url, data) as answer:
-            return np.array(json.load(answer))
+        with urllib.request.urlopen(url, data) as response:
+            return np.array(json.load(response))
 
     return teacher
 
@@ -212,7 +217,7 @@ def test_views_are_drawn_for_functions(tmp_path):
     recording = RecordedTeacher(tmp_path)
     for epoch, batch in ((0, 0), (1, 2)):
         rows = recording.rows(epoch, batch)
-        view, _ = views().draw(x[rows["sample"]], recording.drawn(rows))
+        view, _ = views().draw(x[rows["sample"]], recording.drawn_in(rows))
         np.testing.assert_allclose(
             recording.outputs_in(rows)["output_0"],
             teacher(to_numpy(view) / 255),

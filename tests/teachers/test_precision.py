@@ -47,10 +47,10 @@ def test_computes_as_a_model_of_that_policy_does(make, dtype):
     made_for_it.set_weights(model.get_weights())
     before = weights_of(model)
     runner = InPrecision(model, dtype)
-    answer = runner(x)
-    assert keras.backend.standardize_dtype(answer.dtype) == dtype
+    outputs = runner(x)
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
     np.testing.assert_array_equal(
-        in_float32(answer), in_float32(made_for_it(x, training=False))
+        in_float32(outputs), in_float32(made_for_it(x, training=False))
     )
     assert same_weights(weights_of(model), before)
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {
@@ -58,7 +58,7 @@ def test_computes_as_a_model_of_that_policy_does(make, dtype):
     }
 
 
-def test_a_model_of_half_precision_can_answer_in_full():
+def test_a_model_of_half_precision_can_run_in_full():
     x, _ = images(8)
     model = in_policy("mixed_bfloat16", lambda: cnn(6))
     full = cnn(6)
@@ -141,8 +141,8 @@ def test_int8_teachers_are_taken_as_they_are():
     teacher = mlp(16)
     exact = teacher.predict(x, verbose=0)
     teacher.quantize("int8")
-    answer = teacher.predict(x, verbose=0)
-    assert not np.array_equal(exact, answer)
+    outputs = teacher.predict(x, verbose=0)
+    assert not np.array_equal(exact, outputs)
     student, copy = mlp(), mlp()
     copy.set_weights(student.get_weights())
     from_model = Distiller(student=student, teacher=teacher)
@@ -150,7 +150,7 @@ def test_int8_teachers_are_taken_as_they_are():
     from_model.compile(keras.optimizers.SGD(0.1), loss=FunctionMatching())
     copy.compile(keras.optimizers.SGD(0.1), loss=stored)
     from_model.fit(x, y, shuffle=False, epochs=2, verbose=0)
-    copy.fit(x, answer, shuffle=False, epochs=2, verbose=0)
+    copy.fit(x, outputs, shuffle=False, epochs=2, verbose=0)
     assert same_weights(weights_of(student), weights_of(copy), 1e-5)
 
 
@@ -163,10 +163,10 @@ class WithoutConfig(keras.Model):
         return self.dense(inputs)
 
 
-def test_what_has_no_twin_is_refused():
+def test_models_that_cannot_be_cloned_are_refused():
     model = WithoutConfig(layers.Dense(5))
     model(vectors()[0])
-    with pytest.raises(ValueError, match="can't be made again"):
+    with pytest.raises(ValueError, match="cannot be cloned"):
         Distiller(student=mlp(), teacher=model, teacher_dtype="bfloat16")
     with pytest.raises(TypeError, match="for Keras models"):
         Distiller(student=mlp(), teacher=lambda x: x, teacher_dtype="bfloat16")

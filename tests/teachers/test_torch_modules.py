@@ -141,9 +141,9 @@ def assert_as_before(module, before):
 
 def expected_of(module, x):
     """Return what a copy of the module computes in evaluation mode."""
-    twin = copy.deepcopy(module).eval()
+    clone = copy.deepcopy(module).eval()
     with torch.no_grad():
-        return twin(torch.tensor(x)).numpy()
+        return clone(torch.tensor(x)).numpy()
 
 
 def divergence(logits, student, x):
@@ -448,20 +448,20 @@ def test_half_precision_outputs_are_recorded(tmp_path):
         teacher_preprocessing=lambda x: x.bfloat16(),
         verbose=0,
     )
-    twin = copy.deepcopy(module).eval()
+    clone = copy.deepcopy(module).eval()
     with torch.no_grad():
-        expected = twin(torch.tensor(x).bfloat16()).float().numpy()
+        expected = clone(torch.tensor(x).bfloat16()).float().numpy()
     np.testing.assert_allclose(recorded_in(tmp_path), expected, atol=1e-3)
 
 
 def test_logits_of_an_object(tmp_path):
     x, _ = vectors()
     module = network()
-    answer = types.SimpleNamespace(logits=None, loss=None)
+    outputs = types.SimpleNamespace(logits=None, loss=None)
 
     def teacher(x):
-        answer.logits = module(torch.as_tensor(np.asarray(x)))
-        return answer
+        outputs.logits = module(torch.as_tensor(np.asarray(x)))
+        return outputs
 
     record_teacher(
         teacher, x, tmp_path, seed=None, storage_dtype="float32", verbose=0

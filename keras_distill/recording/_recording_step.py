@@ -1,8 +1,8 @@
-"""Labeller: draws a view of a batch, and asks the teacher about it.
+"""RecordingStep: draws a view of a batch and runs the teacher on it.
 
-Layers of Keras run compiled, as `predict` runs them. All other callables run
-outside of what is compiled, on values: so they may be written in any framework,
-read files or call a server.
+Keras layers run compiled, as in `predict`. Other callables run outside of
+compiled code, on values. So they may use any framework, read files or call a
+server.
 """
 
 import functools
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill import _backend
 from keras_distill._graphs import _features
 from keras_distill.teachers import _average
 from keras_distill.teachers import _teacher_outputs
@@ -21,57 +22,66 @@ from keras_distill.views._consistent_augment import tensors_of
 from keras_distill.views._consistent_augment import view_of_each
 
 
-class Labeller:
-    """From a batch of inputs to what was drawn and what the teacher returned.
+class RecordingStep:
+    """One step of a recording, from inputs to drawn values and outputs.
 
     Args:
-        live: the `LiveTeacher`.
+        live_teacher: the `LiveTeacher`.
         augment: `ConsistentAugment` or `None`.
-        predicts, from_logits: what outputs are, to average several teachers.
+        predicts, from_logits: what the outputs are, to average several
+            teachers.
     """
 
-    def __init__(self, live, augment, predicts, from_logits):
-        self.live, self.augment = live, augment
+    def __init__(self, live_teacher, augment, predicts, from_logits):
+        self.live_teacher, self.augment = live_teacher, augment
         self.predicts, self.from_logits = predicts, from_logits
-        parts = [*live.runners, live.preprocessing]
+        members = live_teacher.members
+        parts = [*live_teacher.runners, live_teacher.preprocessing]
         if all(part is None or is_compilable(part) for part in parts):
-            self._draw = _Compiled(self._draw_and_run, live.members, augment)
+            self._compiled = _CompiledFunction(
+                self._draw_and_run, members, augment
+            )
             self._runners = None
         else:
-            self._draw = _Compiled(self._draw_alone, [], augment)
+            self._compiled = _CompiledFunction(self._draw, [], augment)
             self._runners = [
-                self._runner(*each) for each in zip(live.runners, live.members)
+                self._runner(*each)
+                for each in zip(live_teacher.runners, members)
             ]
 
-    def label(self, x):
+    def run(self, x):
         """Return `(outputs, drawn)` of a batch, both as NumPy arrays.
 
         Outputs are float32, in the structure that the teacher returned.
 
         Raises:
-            TypeError: if the teacher returned something else than arrays.
-            ValueError: if there is not an output per sample.
+            TypeError: if the teacher returned anything but arrays.
+            ValueError: if there is not one output per sample.
         """
         size = len(tree.flatten(x)[0])
         if self._runners is not None and self.augment is None:
-            answer = {"view": x, "drawn": {}}
+            result = {"view": x, "drawn": {}}
         else:
-            answer = self._draw.predict_on_batch(x)
+            result = self._compiled.predict_on_batch(x)
         if self._runners is not None:
-            view = _with_values(answer["view"])
-            answer["outputs"] = self._averaged(
+            view = _with_values(result["view"])
+            result["outputs"] = self._averaged(
                 [_in_float32(runner(view)) for runner in self._runners]
             )
-        found = tree.map_structure(
+        outputs = tree.map_structure(
             lambda o: np.asarray(keras.ops.convert_to_numpy(o), "float32"),
-            answer["outputs"],
+            result["outputs"],
         )
-        for output in tree.flatten(found):
+        for output in tree.flatten(outputs):
             _teacher_outputs.check_rows(output, size)
-        return found, answer["drawn"]
+        return outputs, result["drawn"]
 
-    def per_row(self, x):
-        """Tell of each drawn tensor, by name, if it has a value per image."""
+    def drawn_per_row(self, x):
+        """Return, by name, whether a drawn tensor has a value per image.
+
+        Args:
+            x: a batch of inputs.
+        """
         if self.augment is None:
             return {}
 
@@ -103,15 +113,16 @@ class Labeller:
             state.assign(np.asarray(value).astype(state.dtype))
 
     def _runner(self, runner, member):
-        """Return a function from a view to what one teacher returns."""
-        # A layer computes on the view; a function on what its teacher gets.
-        layer, function = None, self.live.preprocessing
+        """Return a function from a view to the outputs of one teacher."""
+        # A Keras layer as preprocessing takes the view. A function takes what
+        # its teacher takes: torch tensors for a torch module.
+        layer, function = None, self.live_teacher.preprocessing
         if is_compilable(function):
-            layer, function = _compiled(function), None
-        ask = _compiled(runner, member) if is_compilable(runner) else runner
+            layer, function = _compile(function), None
+        teacher = _compile(runner, member) if is_compilable(runner) else runner
         is_module = _torch_modules.is_module(member)
 
-        def label(view):
+        def run_teacher(view):
             if layer is not None:
                 view = layer(view)
             if is_module:
@@ -120,11 +131,11 @@ class Labeller:
                 view = run(function, view)
                 if is_module:
                     view = _torch_modules.as_tensors(view, member)
-            return run(ask, view)
+            return run(teacher, view)
 
-        return label
+        return run_teacher
 
-    def _draw_alone(self, inputs):
+    def _draw(self, inputs):
         view, drawn = self.augment.draw(inputs)
         return {
             "view": view_of_each(view, inputs)[1],
@@ -135,38 +146,39 @@ class Labeller:
         view, drawn = inputs, []
         if self.augment is not None:
             view, drawn = self.augment.draw(inputs)
-        answers = [
+        outputs = [
             tree.map_structure(lambda o: keras.ops.cast(o, "float32"), each)
-            for each in self.live(view_of_each(view, inputs)[1])
+            for each in self.live_teacher(view_of_each(view, inputs)[1])
         ]
-        return {"outputs": self._averaged(answers), "drawn": tensors_of(drawn)}
+        return {"outputs": self._averaged(outputs), "drawn": tensors_of(drawn)}
 
-    def _averaged(self, answers):
-        first, *others = answers
+    def _averaged(self, outputs):
+        """Average a list with the outputs of each teacher."""
+        first, *others = outputs
         if not others:
             return first
         for other in others:
-            _check_alike(first, other)
+            _check_same_shapes(first, other)
         return tree.map_structure(
-            lambda *outputs: _average.average(
-                outputs, self.predicts, self.from_logits
+            lambda *each: _average.average(
+                each, self.predicts, self.from_logits
             ),
-            *answers,
+            *outputs,
         )
 
 
-class _Compiled(keras.Model):
-    """A function as `predict` runs it.
+class _CompiledFunction(keras.Model):
+    """A function that runs compiled, as in `predict`.
 
     Args:
         function: from the tensors of a batch to tensors.
-        parts: layers that it runs, tracked by Keras, so that their weights are
-            inputs and no constants.
-        augment: `ConsistentAugment` or `None`, tracked as well.
+        parts: layers that it runs. Keras tracks them, so that their weights
+            are arguments of the compiled function and not constants.
+        augment: `ConsistentAugment` or `None`, also tracked.
     """
 
     def __init__(self, function, parts, augment=None):
-        super().__init__(name="labeller", autocast=False)
+        super().__init__(name="recording_step", autocast=False)
         self.parts, self.augment = list(parts), augment
         self._function = function
         self.built = True
@@ -175,42 +187,41 @@ class _Compiled(keras.Model):
         return self._function(inputs)
 
 
-def _compiled(runner, layer=None):
-    model = _Compiled(functools.partial(run, runner), [layer or runner])
-    return model.predict_on_batch
+def _compile(runner, layer=None):
+    function = functools.partial(run, runner)
+    return _CompiledFunction(function, [layer or runner]).predict_on_batch
 
 
 def _with_values(view):
-    """Return a view as functions get it.
+    """Return a view as functions take it.
 
-    That is NumPy arrays, which every framework takes; but torch tensors on the
-    torch backend, where functions are written for these. float32 is what
-    `fit()` makes of other floats.
+    They take NumPy arrays, which every framework accepts; on the torch backend
+    they take torch tensors. Other floats become float32, as in `fit()`.
     """
 
     def convert(leaf):
         leaf = keras.ops.convert_to_numpy(leaf)
         if leaf.dtype.kind in "OSU":
-            return leaf  # Text.
+            return leaf  # text
         if str(leaf.dtype) in ("float64", "bfloat16"):
             leaf = leaf.astype("float32")
-        if keras.backend.backend() == "torch":
+        if _backend.runs_torch_modules():
             return keras.ops.convert_to_tensor(leaf)
         return leaf
 
     return tree.map_structure(convert, view)
 
 
-def _in_float32(answer):
+def _in_float32(outputs):
     return tree.map_structure(
         lambda leaf: np.asarray(
             keras.ops.convert_to_numpy(_torch_modules.to_numpy(leaf)), "float32"
         ),
-        _teacher_outputs.arrays_of(answer),
+        _teacher_outputs.arrays_of(outputs),
     )
 
 
-def _check_alike(first, other):
+def _check_same_shapes(first, other):
     tree.assert_same_structure(first, other)
     for one, two in zip(tree.flatten(first), tree.flatten(other)):
         if tuple(one.shape) != tuple(two.shape):
