@@ -241,7 +241,7 @@ def test_layers_are_found_by_what_tensorflow_calls_them():
     x = layers.Dense(4, name="a_1")(layers.Dense(4, name="a")(inputs))
     model = keras.Model(inputs, layers.Dense(4, name="b_1")(x), name="model")
     for place, name in (
-        ("a_1", "a"),  # a second taking of the name
+        ("a_1", "a"),  # the name was taken before
         ("a_1_1", "a_1"),
         ("b_1", "b_1"),
         ("b_1_1", "b_1"),
@@ -249,7 +249,7 @@ def test_layers_are_found_by_what_tensorflow_calls_them():
         message = explain(SCREENS.format("Qr", place), model)
         assert f"'Qr' (in the layer {name!r})." in message
     both = SCREENS.format("Qr", "a_1") + SCREENS.format("FFT", "unknown")
-    found = "'Qr' (in the layer 'a'), 'FFT'. Build"
+    found = "'Qr' (in the layer 'a'), 'FFT'. Replace"
     assert found in explain(both, model)
 
 

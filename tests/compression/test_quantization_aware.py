@@ -407,7 +407,7 @@ def in_int8():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: keras.Sequential([layers.Dense(4)]), "needs a functional"),
+        (lambda: keras.Sequential([layers.Dense(4)]), "requires a functional"),
         (Subclassed, "`quantize_aware` requires a functional.*Subclassed"),
         (
             with_tied_layers,
