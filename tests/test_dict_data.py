@@ -146,3 +146,27 @@ def test_labels_of_the_outputs_that_need_them_are_enough():
         ]
     )
     np.testing.assert_allclose(logs["kind_label_loss"], expected, rtol=1e-5)
+
+
+def test_inputs_named_student_and_teacher_go_to_both_models():
+    """Only a view may split a batch by these names."""
+    names = ("student", "teacher")
+    inputs = {name: keras.Input((5,), name=name) for name in names}
+
+    def model(units):
+        hidden = layers.Concatenate()(list(inputs.values()))
+        return keras.Model(inputs, layers.Dense(3)(layers.Dense(units)(hidden)))
+
+    generator = np.random.default_rng(0)
+    x = {
+        name: generator.normal(size=(COUNT, 5)).astype("float32")
+        for name in inputs
+    }
+    distiller = Distiller(student=model(2), teacher=model(4))
+    distiller.compile("sgd", loss=FunctionMatching())
+    expected = FunctionMatching()(
+        distiller.teacher(x), to_numpy(distiller.student(x))
+    )
+    logs = distiller.evaluate(x, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], to_numpy(expected), rtol=1e-5)
+    distiller.fit(x, verbose=0)

@@ -31,6 +31,7 @@ from keras_distill.distiller import _output_checks
 from keras_distill.distiller import _saving
 from keras_distill.distiller import _warnings
 from keras_distill.distiller._callback_modes import set_modes
+from keras_distill.distiller._card import html_card
 from keras_distill.distiller._compilation import make_logs
 from keras_distill.distiller._hint_features import HintFeatures
 from keras_distill.distiller._objective import Leaf
@@ -217,6 +218,10 @@ class Distiller(keras.Model):
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Print the student's summary, with the arguments of Keras."""
         return self.student.summary(*args, **kwargs)
+
+    def _repr_html_(self) -> str:
+        objective = self._logs.objective if self.compiled else None
+        return html_card(self, objective)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, with the arguments of `keras.Model.export`.
