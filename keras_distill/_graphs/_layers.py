@@ -140,7 +140,7 @@ def _suggestion(name, paths):
     Paths that end in the same layer name come first, similar spellings next.
     """
     paths = list(dict.fromkeys(path for path, _ in paths))
-    by_last: dict[str, list[str]] = {}
+    by_last = {}
     for path in paths:
         by_last.setdefault(path.rsplit("/", 1)[-1], []).append(path)
     last = name.rsplit("/", 1)[-1]

@@ -12,6 +12,7 @@ from keras import layers
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._typing import Tensor
 from keras_distill.compression.litert._quantized_layers import FakeQuantization
 from keras_distill.compression.litert._quantized_layers import (
     QuantizedEinsumDense,
@@ -103,11 +104,11 @@ class QuantizedLayerNormalization(_WithRanges, layers.LayerNormalization):
         both = self.center and self.scale
         return ["mean", "centered", "normalized", *(["scaled"] if both else [])]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self._build_ranges()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         mean = ops.mean(inputs, axis=-1, keepdims=True)
         mean = self._rounded("mean", mean, training)
         centered = self._rounded("centered", inputs - mean, training)
@@ -135,7 +136,9 @@ class QuantizedMultiHeadAttention(_WithRanges, layers.MultiHeadAttention):
     def _names(self):
         return ["query", "key", "value", "scores", "scaled", "context"]
 
-    def build(self, query_shape, value_shape, key_shape=None):
+    def build(
+        self, query_shape: Any, value_shape: Any, key_shape: Any = None
+    ) -> None:
         super().build(query_shape, value_shape, key_shape)
         self._build_ranges()
         if self.fixed_ranges is None:

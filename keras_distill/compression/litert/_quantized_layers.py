@@ -58,7 +58,7 @@ class FakeQuantization(layers.Layer):
         self.is_calibrating = False
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if self.fixed_range is None:
             self.minimum, self.maximum, self.steps = (
                 self.add_weight(
@@ -72,7 +72,7 @@ class FakeQuantization(layers.Layer):
                 for name in ("minimum", "maximum", "steps")
             )
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if self.fixed_range is not None:
             return _rounded(inputs, *self.fixed_range)
         if self.is_calibrating:
@@ -97,7 +97,7 @@ class FakeQuantization(layers.Layer):
         self.minimum.assign(ops.minimum(self.minimum, ops.min(inputs)))
         self.maximum.assign(ops.maximum(self.maximum, ops.max(inputs)))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def tracked_range(self) -> tuple[float, float]:
@@ -158,7 +158,7 @@ class _RoundedKernel(layers.Layer):
 class QuantizedDense(_RoundedKernel, layers.Dense):
     """A Dense layer with a rounded kernel."""
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = ops.matmul(inputs, self.rounded_kernel())
         if self.use_bias:
             outputs = ops.add(outputs, self.bias)
@@ -169,7 +169,7 @@ class QuantizedDense(_RoundedKernel, layers.Dense):
 class QuantizedConv1D(_RoundedKernel, layers.Conv1D):
     """A Conv1D with a rounded kernel."""
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return super().convolution_op(inputs, self.rounded_kernel())
 
 
@@ -177,7 +177,7 @@ class QuantizedConv1D(_RoundedKernel, layers.Conv1D):
 class QuantizedConv2D(_RoundedKernel, layers.Conv2D):
     """A Conv2D with a rounded kernel."""
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return super().convolution_op(inputs, self.rounded_kernel())
 
 
@@ -185,7 +185,7 @@ class QuantizedConv2D(_RoundedKernel, layers.Conv2D):
 class QuantizedDepthwiseConv2D(_RoundedKernel, layers.DepthwiseConv2D):
     """A DepthwiseConv2D with a rounded kernel."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = ops.depthwise_conv(
             inputs,
             self.rounded_kernel(),
@@ -208,7 +208,7 @@ class QuantizedDepthwiseConv2D(_RoundedKernel, layers.DepthwiseConv2D):
 class QuantizedEinsumDense(_RoundedKernel, layers.EinsumDense):
     """An EinsumDense with a rounded kernel, if `is_projection` is true."""
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = ops.einsum(self.equation, inputs, self.rounded_kernel())
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
