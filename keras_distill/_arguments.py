@@ -1,14 +1,15 @@
-"""Argument checks shared by the public classes.
+"""Checks of arguments, shared by the public classes and functions.
 
-Each check returns the value it accepts, so that a constructor validates and
-assigns in one line, and each message says what was received.
+Each check returns the accepted value, so that a constructor checks and assigns
+in one line. Each message says what was received.
 """
 
 import math
 import numbers
+from typing import Any
 
 
-def positive_float(name, value):
+def positive_float(name: str, value: Any) -> float:
     """Return `value` as a float if it is a finite number above 0."""
     if not _is_number(value) or not math.isfinite(value) or value <= 0:
         raise ValueError(
@@ -18,7 +19,7 @@ def positive_float(name, value):
     return float(value)
 
 
-def non_negative_float(name, value):
+def non_negative_float(name: str, value: Any) -> float:
     """Return `value` as a float if it is a finite number of at least 0."""
     if not _is_number(value) or not math.isfinite(value) or value < 0:
         raise ValueError(
@@ -28,7 +29,7 @@ def non_negative_float(name, value):
     return float(value)
 
 
-def fraction(name, value):
+def fraction(name: str, value: Any) -> float:
     """Return `value` as a float if it lies in [0, 1]."""
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(
@@ -37,31 +38,31 @@ def fraction(name, value):
     return float(value)
 
 
-def open_fraction(name, value):
-    """Return `value` as a float if it lies between 0 and 1, and is neither."""
+def open_fraction(name: str, value: Any) -> float:
+    """Return `value` as a float if it lies in (0, 1)."""
     if not _is_number(value) or not 0 < value < 1:
         raise ValueError(
-            f"`{name}` must be a number between 0 and 1, and neither of them. "
+            f"`{name}` must be a number between 0 and 1, without 0 and 1. "
             f"Received: {name}={value!r}"
         )
     return float(value)
 
 
-def positive_int(name, value):
+def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int if it is a whole number above 0."""
     return _whole_number(name, value, 1, "above 0")
 
 
-def non_negative_int(name, value):
+def non_negative_int(name: str, value: Any) -> int:
     """Return `value` as an int if it is a whole number of at least 0."""
     return _whole_number(name, value, 0, "of at least 0")
 
 
-def _whole_number(name, value, least, words):
+def _whole_number(name, value, minimum, words):
     if (
         not isinstance(value, numbers.Integral)
         or _is_bool(value)
-        or value < least
+        or value < minimum
     ):
         raise ValueError(
             f"`{name}` must be a whole number {words}. "
@@ -70,7 +71,9 @@ def _whole_number(name, value, least, words):
     return int(value)
 
 
-def positive_range(name, value, upper=math.inf):
+def positive_range(
+    name: str, value: Any, upper: float = math.inf
+) -> tuple[float, float]:
     """Return `value` as a tuple `(low, high)` with `0 < low <= high`."""
     try:
         low, high = (float(v) for v in value)

@@ -1,14 +1,19 @@
-"""Files that are whole or not there."""
+"""Files that are written completely or not at all."""
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import BinaryIO
 
 
-def writable(path):
+def writable(path: str | os.PathLike[str]) -> pathlib.Path:
     """Return the path of a file that can be written.
 
+    Args:
+        path: name of a file, in a folder that exists.
+
     Raises:
-        ValueError: if it is a folder, or in a folder that does not exist.
+        ValueError: if `path` is a folder, or its folder does not exist.
     """
     path = pathlib.Path(path)
     if path.is_dir() or not path.parent.is_dir():
@@ -19,12 +24,12 @@ def writable(path):
     return path
 
 
-def write(path, fill):
-    """Write a file that takes the place of an older one when it is whole.
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file. An older file is replaced when the new one is complete.
 
     Args:
-        path: a `pathlib.Path`.
-        fill: a function that writes to the open file it is given.
+        path: path of the file.
+        fill: function that gets the open file and writes its content.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:

@@ -77,9 +77,7 @@ def test_shared_layers():
     )
     with pytest.raises(ValueError, match=r"2 shared weights, such as .*kernel"):
         Distiller(student=student, teacher=teacher)
-    with pytest.raises(
-        ValueError, match="must not share weights with the"
-    ):
+    with pytest.raises(ValueError, match="must not share weights with the"):
         Distiller(student=student, teacher=[mlp(8), teacher])
 
 
@@ -191,7 +189,7 @@ def test_missing_labels():
     distiller = Distiller(student=mlp(), teacher=mlp(16))
     distiller.compile("adam", ClassicKD(alpha=0.75))
     with pytest.raises(
-        ValueError, match=r"a weight of 0.25, and the data has no"
+        ValueError, match=r"alpha=0.75\) compares with labels, and the"
     ):
         distiller.fit(x, verbose=0)
     with pytest.warns(UserWarning, match="but no loss compares with it"):
@@ -205,7 +203,7 @@ def test_labels_of_the_wrong_shape():
     distiller = Distiller(student=mlp(), teacher=mlp(16))
     distiller.compile("adam", ClassicKD())
     labels = np.zeros((32, 3), "float32")
-    with pytest.raises(ValueError, match=r"Labels of shape \(.*3\) don't fit"):
+    with pytest.raises(ValueError, match=r"labels of shape \(.*3\), out"):
         distiller.fit(x, labels, verbose=0)
 
 

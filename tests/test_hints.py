@@ -293,7 +293,7 @@ def test_a_projector_of_ones_own():
     )
     distiller.fit(x, y, verbose=0)
     assert distiller.projectors[0] is own
-    with pytest.raises(ValueError, match="the student has 7 channels"):
+    with pytest.raises(ValueError, match="feature has 7 channels"):
         distiller_of(
             conv_net(2),
             conv_net(4),
@@ -315,7 +315,7 @@ def test_another_teacher_takes_effect():
     distiller.teacher = second
     after = distiller.evaluate(x, verbose=0, return_dict=True)["hint_loss"]
     assert before != after
-    with pytest.raises(ValueError, match="After projector"):
+    with pytest.raises(ValueError, match="With projector"):
         distiller.teacher = conv_net(7)
     with pytest.raises(ValueError, match=r"does not have.*'features'"):
         distiller.teacher = backbone(4)
@@ -400,5 +400,5 @@ def test_bad_hints_are_refused():
             loss=lambda t, s: keras.ops.mean(t - s),
         ),
     )
-    with pytest.raises(ValueError, match="values per sample"):
+    with pytest.raises(ValueError, match="value per sample"):
         distiller.fit(x, verbose=0)

@@ -1,8 +1,11 @@
-"""AttentionTransfer: the student looks where the teacher looks."""
+"""AttentionTransfer: compares the attention maps of two features."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses import _relational_loss
 from keras_distill.losses._distance import unit_vector
 from keras_distill.losses._relational_loss import RelationalLoss
@@ -11,26 +14,27 @@ from keras_distill.losses._shapes import same_sizes
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionTransfer(RelationalLoss):
-    """Compares where two features are strong, whatever their channels mean.
+    """Compares attention maps: the places where features have large values.
 
-    The attention `Q` of a feature `A` of shape `(places, channels)` is the mean
-    of the channels, at unit length over the places:
+    The attention map `Q` of a feature `A` of shape `(places, channels)` is the
+    mean over the channels, at unit length over the places:
 
         q_i  = mean_c |A_ic|^p
         Q    = q / ||q||
         loss = mean_i (Q_i(teacher) - Q_i(student))^2
 
-    A `Hint` with this loss needs no projector; features of another resolution
-    are resized to the smaller one.
+    A `Hint` with this loss requires no projector. If the resolutions of the
+    features differ, the larger one is resized to the smaller one.
 
     Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention",
     https://arxiv.org/abs/1612.03928, in the form of their published code: the
-    mean of the squared differences over the places. (The paper writes the root
-    of their sum.) Such a mean is small; the paper's weight on CIFAR-10, half of
-    its beta, is 500 in this form.
+    mean of the squared differences over the places. (The paper uses the root of
+    their sum.) This mean is small, so use a large weight. The paper's weight on
+    CIFAR-10, half of its beta, is 500 in this form.
 
     Args:
-        p: float of at least 1. A higher one looks at the strongest channels.
+        p: float of at least 1. A higher power emphasizes the channels with the
+            largest values.
         reduction: as in `keras.losses.Loss`.
         name: name of the loss.
         dtype: dtype of the computation, float32 by default.
@@ -39,11 +43,11 @@ class AttentionTransfer(RelationalLoss):
         y_true: the teacher's feature, `(batch, ..., channels)`.
         y_pred: the student's feature, of any number of channels.
         sample_weight: optional weights `(batch,)` or `(batch, ...)`. Places of
-            weight 0 are no part of the attention.
+            weight 0 are left out of the attention map.
 
     Raises:
-        ValueError: if `p` is below 1, or if the features have no places, or
-            other ones.
+        ValueError: if `p` is below 1, if the features have no places, or if
+            their places differ.
 
     Example:
 
@@ -62,12 +66,12 @@ class AttentionTransfer(RelationalLoss):
 
     def __init__(
         self,
-        p=2.0,
+        p: float = 2.0,
         *,
-        reduction="sum_over_batch_size",
-        name="attention_transfer",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "attention_transfer",
+        dtype: str | None = "float32",
+    ) -> None:
         super().__init__(reduction, name, dtype)
         is_number = isinstance(p, (int, float)) and not isinstance(p, bool)
         if not is_number or not 1 <= p < float("inf"):
@@ -76,7 +80,12 @@ class AttentionTransfer(RelationalLoss):
             )
         self.p = float(p)
 
-    def call(self, y_true, y_pred, sample_weight=None):
+    def call(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         _check_places(y_true.shape, y_pred.shape)
         mask = _relational_loss.mask_of(sample_weight, y_pred)
         difference = self._attention(y_true, mask) - self._attention(
@@ -89,16 +98,17 @@ class AttentionTransfer(RelationalLoss):
         )
 
     def _attention(self, feature, mask):
-        """Return the attention of the places, `(batch, places)`."""
+        """Return the attention map, `(batch, places)`."""
         feature = ops.where(mask, ops.cast(feature, "float32"), 0.0)
         axes = tuple(range(1, len(feature.shape)))
-        # It has no scale, so no power need overflow.
+        # Divided by the maximum, which changes nothing at unit length: a power
+        # of large values would overflow.
         peak = ops.max(ops.abs(feature), axis=axes, keepdims=True)
         peak = ops.stop_gradient(ops.where(peak < 1e-12, 1.0, peak))
         strength = ops.mean(ops.abs(feature / peak) ** self.p, axis=-1)
         return unit_vector(ops.reshape(strength, (ops.shape(strength)[0], -1)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "p": self.p}
 
 
@@ -107,12 +117,13 @@ def _check_places(teacher_shape, student_shape):
     received = f"Received: teacher {teacher}, student {student}."
     if len(student) < 3:
         raise ValueError(
-            "AttentionTransfer compares places, and the feature has none. "
-            f"{received} Name the layer before the pooling, or use "
+            "AttentionTransfer requires features with places, of rank 3 or "
+            f"more. {received} Use the layer before the pooling, or use "
             "`SimilarityPreserving()` or `RelationalKD()`."
         )
     if not same_sizes(teacher[1:-1], student[1:-1]):
         raise ValueError(
-            "AttentionTransfer compares features place by place, and theirs "
-            f"differ. {received}"
+            "AttentionTransfer requires features of the same height and width "
+            f"(or length). {received} Use it as the loss of a `Hint`, which "
+            "resizes feature maps."
         )

@@ -1,11 +1,17 @@
-"""BinaryKD: independent sigmoids, softened, weighed with labels."""
+"""BinaryKD: soft targets for independent sigmoids, weighted with labels."""
+
+from collections.abc import Callable
 
 import keras
 
 from keras_distill import _arguments
 from keras_distill import _schedules
+from keras_distill._schedules import Schedule
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.losses import _binary
 from keras_distill.losses import _shapes
+from keras_distill.losses._distillation_loss import Parts
 from keras_distill.losses._label_loss import is_for_softmax
 from keras_distill.losses._label_loss import name_of
 from keras_distill.losses._with_labels import WithLabels
@@ -13,30 +19,30 @@ from keras_distill.losses._with_labels import WithLabels
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class BinaryKD(WithLabels):
-    """Soft targets for sigmoids: one unit of two classes, or several labels.
+    """Soft targets for sigmoids: binary or multi-label classification.
 
-    With teacher logits `t` and student logits `s`, for each label on its own:
+    With teacher logits `t` and student logits `s`, for each label separately:
 
         loss = alpha * T^2 * BCE(sigmoid(t / T), sigmoid(s / T))
              + (1 - alpha) * BCE(labels, sigmoid(s))
 
         BCE(p, q) = -p log q - (1 - p) log(1 - q)
 
-    and then the mean over the labels, the last axis, as in
-    `keras.losses.BinaryCrossentropy`. `ClassicKD` is for a softmax, where one
-    class excludes the others. Here any number of labels may be right at once.
+    The loss of a sample is the mean over the labels, the last axis, as in
+    `keras.losses.BinaryCrossentropy`. Use `ClassicKD` for a softmax, whose
+    classes exclude each other. Here, any number of labels can be true at once.
 
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network",
-    https://arxiv.org/abs/1503.02531, for a softmax; a sigmoid is a softmax over
-    the two logits `s` and 0. So for one unit this is `ClassicKD` for the two
-    units `(0, s)`.
+    https://arxiv.org/abs/1503.02531, for a softmax. A sigmoid is a softmax over
+    the two logits `s` and 0, so for one unit this loss is `ClassicKD` for the
+    two units `(0, s)`.
 
     Args:
         alpha: float from 0 (labels alone) to 1 (teacher alone), or a schedule.
-        temperature: float above 0, or a schedule. Defaults to 1: a sigmoid
-            tells of each label already how sure the teacher is.
-        label_loss: a Keras loss for the labels, its name, or `None` for binary
-            cross-entropy.
+        temperature: float above 0, or a schedule. Defaults to 1, because a
+            sigmoid already shows how confident the teacher is in each label.
+        label_loss: a Keras loss for the labels, its name, a function, or `None`
+            for binary cross-entropy.
         from_logits: bool. `True` if both models return logits, `False` if both
             return probabilities.
         reduction: as in `keras.losses.Loss`; applies to both terms.
@@ -44,9 +50,10 @@ class BinaryKD(WithLabels):
         dtype: dtype of the computation, float32 by default.
 
     Call arguments:
-        y_true: the dict `{"labels": ..., "teacher": ...}`. Labels are 0, 1 or
-            between, of the shape of the outputs; of one unit, the last axis of
-            1 may be missing. The teacher's outputs have the student's shape.
+        y_true: the dict `{"labels": ..., "teacher": ...}`. Labels are numbers
+            from 0 to 1, of the shape of the outputs. For a single unit, the
+            last axis of size 1 may be missing. The teacher's outputs have the
+            shape of the student's.
         y_pred: the student's outputs: `(batch,)`, `(batch, 1)`, or
             `(..., labels)`.
         sample_weight: optional weights, broadcastable to `(batch,)` or
@@ -54,8 +61,8 @@ class BinaryKD(WithLabels):
 
     Raises:
         ValueError: if `alpha` or `temperature` is out of range, if labels are
-            missing or of the wrong shape, if the outputs' shapes differ, or if
-            `label_loss` is one for a softmax.
+            missing or of the wrong shape, if the shapes of the outputs differ,
+            or if `label_loss` is a loss for a softmax.
 
     Example:
 
@@ -77,21 +84,21 @@ class BinaryKD(WithLabels):
 
     def __init__(
         self,
-        alpha=0.9,
-        temperature=1.0,
+        alpha: float | Schedule = 0.9,
+        temperature: float | Schedule = 1.0,
         *,
-        label_loss=None,
-        from_logits=True,
-        reduction="sum_over_batch_size",
-        name="binary_kd",
-        dtype="float32",
-    ):
+        label_loss: str | keras.losses.Loss | Callable | None = None,
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "binary_kd",
+        dtype: str | None = "float32",
+    ) -> None:
         if label_loss is not None and is_for_softmax(label_loss):
             raise ValueError(
-                "`label_loss` of BinaryKD compares each label on its own. "
-                f"Received: label_loss={name_of(label_loss)}, for which one "
-                "class excludes the others. Use "
-                "'binary_crossentropy', or `ClassicKD` for a softmax."
+                "`label_loss` of BinaryKD must compare each label separately. "
+                f"Received: label_loss={name_of(label_loss)}, a loss for "
+                "classes that exclude each other. Use 'binary_crossentropy', "
+                "or use `ClassicKD` for a softmax."
             )
         super().__init__(
             label_loss, temperature, from_logits, reduction, name, dtype
@@ -100,7 +107,7 @@ class BinaryKD(WithLabels):
             "alpha", alpha, _arguments.fraction
         )
 
-    def all_parts(self):
+    def all_parts(self) -> Parts:
         return {
             "soft_loss": (self.alpha, self._soft_loss),
             "label_loss": (
@@ -109,26 +116,26 @@ class BinaryKD(WithLabels):
             ),
         }
 
-    def missing_labels(self):
+    def missing_labels_message(self) -> str:
         return (
             f"BinaryKD(alpha={self.alpha!r}) compares with labels, and the "
             "data has none. Pass `(x, y)`, or use `alpha=1`."
         )
 
-    def labels_for(self, y_true, y_pred):
+    def labels_for(self, y_true: Tensors, y_pred: Tensor) -> Tensor:
         labels = super().labels_for(y_true, y_pred)
         if _shapes.fits(labels.shape, y_pred.shape):
             return _shapes.like(labels, y_pred)
         shape, target = tuple(labels.shape), tuple(y_pred.shape)
         raise ValueError(
-            f"Labels of shape {shape} don't fit a student that returns "
-            f"{target}. Each output is a label of its own: give 0 or 1 for "
-            f"each, of shape {target}. Class indices become this with "
-            "`keras.ops.one_hot`; for classes that exclude each other use "
+            "The labels must have the shape of the student's outputs. "
+            f"Received: labels of shape {shape}, outputs of shape {target}. "
+            "Pass 0 or 1 for each output. Convert class indices with "
+            "`keras.ops.one_hot`. If the classes exclude each other, use "
             "`ClassicKD`."
         )
 
-    def default_label_loss(self, labels, y_pred):
+    def default_label_loss(self, labels: Tensor, y_pred: Tensor) -> Tensor:
         logits = _binary.as_logits(y_pred, self.from_logits)
         return _binary.mean_over_labels(_binary.cross_entropy(labels, logits))
 
@@ -141,9 +148,3 @@ class BinaryKD(WithLabels):
             teacher, student, self.temperature
         )
         return self.temperature**2 * _binary.mean_over_labels(cross_entropies)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "alpha": _schedules.serialize(self.alpha),
-        }

@@ -1,11 +1,17 @@
 """CombinedLoss: sums and multiples of losses, which are losses again."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
 
 import keras
 
 from keras_distill import _arguments
 from keras_distill import _schedules
+from keras_distill._schedules import Schedule
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.losses import _label_loss
 from keras_distill.losses._distillation_loss import DistillationLoss
 
@@ -14,26 +20,28 @@ from keras_distill.losses._distillation_loss import DistillationLoss
 class CombinedLoss(DistillationLoss):
     """A weighted sum of losses on one output.
 
-    Made by `+` and `*`: `FunctionMatching(2.0) + 0.5 * DIST(label_weight=0)`.
+    Created by `+` and `*`: `FunctionMatching(2.0) + 0.5 * DIST(label_weight=0)`
 
         loss = sum_i weights[i] * losses[i]
 
-    Each loss keeps its own reduction and dtype. Losses that are no
-    `DistillationLoss` compare with the labels. In the logs, the parts of a loss
-    have its name in front: `function_matching_soft_loss`, `dist_inter_loss`.
+    Each loss keeps its own reduction and dtype. A loss that is not a
+    `DistillationLoss` compares with the labels. In the logs, the parts of each
+    loss are prefixed by its name: `function_matching_soft_loss`,
+    `dist_inter_loss`.
 
     Args:
-        losses: list of losses, at least one of them a `DistillationLoss`.
-        weights: list with a float of at least 0, or a schedule, for each.
+        losses: list of Keras losses.
+        weights: list with a float of at least 0, or a schedule, for each loss.
         name: name of the loss.
 
     Call arguments:
         y_true: as for `DistillationLoss`.
         y_pred: the student's outputs.
-        sample_weight: optional weights, for each of the losses.
+        sample_weight: optional weights, applied to each of the losses.
 
     Raises:
-        ValueError: if a weight is negative, or there is not one per loss.
+        ValueError: if a weight is negative, or if the numbers of weights and
+            losses differ.
 
     Example:
 
@@ -47,11 +55,18 @@ class CombinedLoss(DistillationLoss):
     ```
     """
 
-    controls = ()  # its weights and those of its losses: see `at`
+    # Its schedules are in lists, and in its losses: see `at`.
+    controls = ()
 
-    def __init__(self, losses, weights, *, name="combined_loss"):
+    def __init__(
+        self,
+        losses: Sequence[keras.losses.Loss],
+        weights: Sequence[float | Schedule],
+        *,
+        name: str = "combined_loss",
+    ) -> None:
         super().__init__(name=name)
-        self.losses, weights = list(losses), list(weights)
+        self.losses = list(losses)
         if not self.losses or len(weights) != len(self.losses):
             raise ValueError(
                 "`weights` must have one weight per loss. Received: "
@@ -64,10 +79,11 @@ class CombinedLoss(DistillationLoss):
             for weight in weights
         ]
 
-    def members(self):
-        """Return `(weights, loss)` of each loss that is no sum itself.
+    def members(self) -> list[tuple[tuple[Any, ...], keras.losses.Loss]]:
+        """Return `(weights, loss)` for each loss, with nested sums expanded.
 
-        The weight of a loss is the product of `weights`.
+        The weight of a loss is the product of its `weights`. Losses of weight 0
+        are left out.
         """
         found = []
         for weight, loss in zip(self.weights, self.losses):
@@ -78,7 +94,7 @@ class CombinedLoss(DistillationLoss):
         return found
 
     @property
-    def has_schedules(self):
+    def has_schedules(self) -> bool:
         return any(
             any(map(_schedules.is_schedule, weights))
             or getattr(loss, "has_schedules", False)
@@ -86,21 +102,21 @@ class CombinedLoss(DistillationLoss):
         )
 
     @property
-    def uses_labels(self):
+    def uses_labels(self) -> bool:
         return any(
             not isinstance(loss, DistillationLoss) or loss.uses_labels
             for _, loss in self.members()
         )
 
     @property
-    def uses_teacher(self):
+    def uses_teacher(self) -> bool:
         return any(
             isinstance(loss, DistillationLoss) and loss.uses_teacher
             for _, loss in self.members()
         )
 
-    def at(self, step):
-        evaluated = _schedules.copied(self)
+    def at(self, step: Tensor) -> Self:
+        evaluated = _schedules.shallow_copy(self)
         evaluated.weights = [_schedules.value_at(w, step) for w in self.weights]
         evaluated.losses = [
             loss.at(step) if isinstance(loss, DistillationLoss) else loss
@@ -108,7 +124,7 @@ class CombinedLoss(DistillationLoss):
         ]
         return evaluated
 
-    def scheduled_values(self, step):
+    def scheduled_values(self, step: Tensor) -> dict[str, Tensor]:
         values = {}
         for weights, loss in self.members():
             if any(map(_schedules.is_schedule, weights)):
@@ -120,7 +136,12 @@ class CombinedLoss(DistillationLoss):
                     values[f"{loss.name}_{name}"] = value
         return values
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self,
+        y_true: Tensors,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         if self.has_schedules:
             return super().__call__(y_true, y_pred, sample_weight)
         return sum(
@@ -129,7 +150,7 @@ class CombinedLoss(DistillationLoss):
             for weights, loss in self.members()
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "losses": [_label_loss.serialize(loss) for loss in self.losses],
@@ -139,7 +160,7 @@ class CombinedLoss(DistillationLoss):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(
             [_label_loss.deserialize(loss) for loss in config["losses"]],
             [_schedules.deserialize(weight) for weight in config["weights"]],
@@ -147,11 +168,15 @@ class CombinedLoss(DistillationLoss):
         )
 
 
-def target_of(loss, y_true):
-    """Return what a loss compares with: labels and teacher, or the labels.
+def target_of(loss: keras.losses.Loss, y_true: Tensors) -> Tensors:
+    """Return the `y_true` of a loss: all targets, or the labels alone.
+
+    Args:
+        loss: a `DistillationLoss`, or a Keras loss for the labels.
+        y_true: as for `DistillationLoss`.
 
     Raises:
-        ValueError: if the loss needs labels and there are none.
+        ValueError: if the loss requires labels and there are none.
     """
     if isinstance(loss, DistillationLoss):
         return y_true

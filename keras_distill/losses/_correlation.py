@@ -1,50 +1,58 @@
-"""The distances by correlation, and z-scores, as pure functions on logits.
+"""Correlation distances and z-scores, as pure functions on logits.
 
-Logits have the shape `(..., classes)`. Constant values have no correlation;
-what they get instead is said in `DIST`.
+Logits have the shape `(..., classes)`. The correlation of constant values is
+not defined; the docstring of `DIST` describes the values used for them.
 """
 
 from keras import ops
 
-from keras_distill.losses._divergence import below_peak
+from keras_distill._typing import Tensor
+from keras_distill.losses._divergence import minus_max
 
-# Stands for infinity, whose products with 0 are no numbers.
+# Used in place of infinity: infinity times 0 is NaN.
 _LARGE = 1e30
 
 # Values whose standard deviation is below this count as constant.
 _CONSTANT = 1e-6
 
 
-def standardize(logits):
+def standardize(logits: Tensor) -> Tensor:
     """Return the z-scores of the logits over the classes.
 
-    The maximum is subtracted first, so that the mean of large logits costs no
-    digits. Constant logits give zeros.
+    The maximum is subtracted first, so that the mean of large logits does not
+    lose digits. Constant logits give zeros.
     """
-    return _z_scores(below_peak(logits), axis=-1)
+    return _z_scores(minus_max(logits), axis=-1)
 
 
-def inter_class_distance(teacher_logits, student_logits, temperature):
+def inter_class_distance(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
     """Return 1 - correlation over the classes, one value per distribution."""
     return _correlation_distance(
-        below_peak(teacher_logits) / temperature,
-        below_peak(student_logits) / temperature,
+        minus_max(teacher_logits) / temperature,
+        minus_max(student_logits) / temperature,
         axis=-1,
     )
 
 
 def intra_class_distance(
-    teacher_logits, student_logits, temperature, weights=None
-):
-    """Return 1 - correlation over all distributions, its mean over classes.
-
-    It is one number for everything given, of shape `()`.
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return 1 - correlation over all distributions, averaged over classes.
 
     Args:
-        teacher_logits, student_logits: `(..., classes)`.
+        teacher_logits: `(..., classes)`.
+        student_logits: `(..., classes)`.
         temperature: float above 0.
-        weights: `None`, or how much each distribution counts, `(...)`. Those
-            of weight 0 are left out, whatever they hold.
+        weights: `None`, or the weight of each distribution, `(...)`.
+            Distributions of weight 0 are left out and may contain any values.
+
+    Returns:
+        A scalar.
     """
     if weights is not None:
         weights = ops.cast(ops.reshape(weights, (-1, 1)), "float32")
@@ -60,17 +68,18 @@ def intra_class_distance(
 def _log_columns(logits, temperature, weights=None):
     """Return the log-probabilities `(batch, classes)`, shifted per class.
 
-    Again the differences come first, now those between samples: a class with
-    the same tiny probability in all of them then is constant to the last digit.
-    Rows of weight 0 get the smallest number, so that they are no peak.
+    The difference between samples is computed first, before the division: a
+    class that has the same small probability in all samples is then exactly
+    constant. Rows of weight 0 get the smallest number, so that they are never
+    the maximum.
     """
-    below = below_peak(ops.reshape(logits, (-1, logits.shape[-1])))
-    counts = ops.ones_like(below, "bool") if weights is None else weights > 0
-    below = ops.where(counts, below, 0.0)
-    exps = ops.exp(below / temperature)
+    rows = minus_max(ops.reshape(logits, (-1, logits.shape[-1])))
+    counts = ops.ones_like(rows, "bool") if weights is None else weights > 0
+    rows = ops.where(counts, rows, 0.0)
+    exps = ops.exp(rows / temperature)
     log_total = ops.log(ops.sum(exps, axis=-1, keepdims=True))
-    highest = ops.max(ops.where(counts, below, -_LARGE), axis=0, keepdims=True)
-    shifted = ops.subtract(below, ops.stop_gradient(highest))
+    highest = ops.max(ops.where(counts, rows, -_LARGE), axis=0, keepdims=True)
+    shifted = ops.subtract(rows, ops.stop_gradient(highest))
     logs = shifted / temperature - log_total
     return ops.where(counts, logs, -_LARGE)
 
@@ -78,29 +87,31 @@ def _log_columns(logits, temperature, weights=None):
 def _correlation_distance(teacher_logs, student_logs, axis, weights=None):
     """Return 1 - correlation of `exp(teacher_logs)` and `exp(student_logs)`.
 
-    It is half the mean squared difference of the z-scores: the same number,
-    but it keeps its digits where the two are close, and is never below 0.
+    It is computed as half the mean squared difference of the z-scores. This is
+    the same number, but it keeps its digits where the two are close, and it is
+    never negative.
     """
     difference = ops.subtract(
-        _z_scores(_exp_below_peak(teacher_logs, axis), axis, weights),
-        _z_scores(_exp_below_peak(student_logs, axis), axis, weights),
+        _z_scores(_exp_minus_max(teacher_logs, axis), axis, weights),
+        _z_scores(_exp_minus_max(student_logs, axis), axis, weights),
     )
     return 0.5 * ops.squeeze(
         _mean(ops.square(difference), axis, weights), axis=axis
     )
 
 
-def _exp_below_peak(logs, axis):
-    """Return `exp(logs)`, scaled and shifted to have its maximum at 0.
+def _exp_minus_max(logs, axis):
+    """Return `exp(logs)`, scaled and shifted so that its maximum is 0.
 
-    A correlation doesn't see scale and shift. This way no column of small
-    probabilities underflows, and close ones keep the digits of their distance.
+    A correlation does not depend on scale and shift. With them, columns of
+    small probabilities do not underflow, and close values keep the digits of
+    their difference.
     """
-    return ops.expm1(below_peak(logs, axis))
+    return ops.expm1(minus_max(logs, axis))
 
 
 def _mean(values, axis, weights=None):
-    """Return the mean along an axis, weighed or not; the axis is kept."""
+    """Return the mean along an axis, with optional weights; keep the axis."""
     if weights is None:
         return ops.mean(values, axis=axis, keepdims=True)
     total = ops.sum(weights, axis=axis, keepdims=True)
@@ -110,15 +121,15 @@ def _mean(values, axis, weights=None):
 
 
 def _z_scores(values, axis, weights=None):
-    """Return the values less their mean, over their standard deviation.
+    """Return the values minus their mean, divided by their standard deviation.
 
-    Constant values are not divided: they give zeros, and a gradient as of
-    values of standard deviation 1. A small number added to the deviation would
-    give them a gradient of a million, and a student with a last layer of zeros
-    would be thrown far off by its first step.
+    Constant values are not divided. They give zeros, and the gradient of values
+    with a standard deviation of 1. Adding a small number to the deviation
+    instead would give gradients of about a million, and the first step of a
+    student whose last layer is zero would be far too large.
     """
     centred = values - _mean(values, axis, weights)
     variance = _mean(ops.square(centred), axis, weights)
     is_constant = variance < _CONSTANT**2
-    # The root is taken of what is not 0, for the sake of its gradient.
+    # The gradient of the root at 0 is infinite, so its input is never 0.
     return centred / ops.sqrt(ops.where(is_constant, 1.0, variance))

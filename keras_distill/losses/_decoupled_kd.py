@@ -1,50 +1,54 @@
 """DecoupledKD: the target class and the other classes, each with a weight."""
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
-from keras_distill import _schedules
+from keras_distill._schedules import Schedule
+from keras_distill._typing import Tensor
 from keras_distill.losses import _divergence
+from keras_distill.losses._distillation_loss import Parts
 from keras_distill.losses._label_loss import as_one_hot_or_sparse
 from keras_distill.losses._with_labels import WithLabels
-from keras_distill.losses._with_labels import check_any_weight
-from keras_distill.losses._with_labels import non_negative
+from keras_distill.losses._with_labels import term_weights
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DecoupledKD(WithLabels):
-    """The KL divergence in its two parts: the target class, and the others.
+    """The two parts of the KL divergence: target class and other classes.
 
     With `p = softmax(t / T)` of the teacher, `q = softmax(s / T)` of the
-    student, the target class `k`, and `p'`, `q'` the softmax without it:
+    student, the target class `k`, and `p'`, `q'` the softmax over the other
+    classes:
 
         loss = label_weight * label_loss(labels, s)
              + T^2 * (target_weight * TCKD + non_target_weight * NCKD)
         TCKD = KL((p_k, 1 - p_k) || (q_k, 1 - q_k))
         NCKD = KL(p' || q')
 
-    The divergence of `ClassicKD` is `TCKD + (1 - p_k) * NCKD`: the surer the
-    teacher, the less is learned from its order of the wrong classes. Here that
-    order has a weight of its own.
+    The divergence of `ClassicKD` is `TCKD + (1 - p_k) * NCKD`: a confident
+    teacher gives the other classes a small weight. Here their weight does not
+    depend on the teacher's confidence.
 
-    With two classes there is one other class, and `NCKD` is 0. Samples without
-    a target class are left out: a one-hot row of zeros, or a class index that
-    is none of the classes, such as -1 or 255.
+    With two classes there is only one other class, and `NCKD` is 0. Samples
+    without a target class are left out: one-hot rows of zeros, and class
+    indices out of range, such as -1 or 255.
 
     Source: Zhao et al. 2022, "Decoupled Knowledge Distillation",
-    https://arxiv.org/abs/2203.08679. The published code raises the weight of
-    both parts from 0 over the first epochs (20 of 240 for CIFAR-100); this loss
-    does not.
+    https://arxiv.org/abs/2203.08679. The published code increases the weight
+    of both parts from 0 during the first epochs (20 of 240 for CIFAR-100). For
+    this, pass schedules as the weights.
 
     Args:
-        target_weight: float of at least 0, the paper's alpha.
-        non_target_weight: float of at least 0, the paper's beta. The published
-            code takes 2 to 8 on CIFAR-100, and 0.5 or 2 on ImageNet with
-            `temperature=1`.
-        label_weight: float of at least 0.
-        temperature: float above 0.
-        label_loss: a Keras loss for the labels, its name, or `None` for
-            cross-entropy, sparse or one-hot by the labels' shape.
+        target_weight: float of at least 0, or a schedule. The paper's alpha.
+        non_target_weight: float of at least 0, or a schedule. The paper's beta.
+            The published code uses 2 to 8 on CIFAR-100, and 0.5 or 2 on
+            ImageNet with `temperature=1`.
+        label_weight: float of at least 0, or a schedule.
+        temperature: float above 0, or a schedule.
+        label_loss: a Keras loss for the labels, its name, a function, or `None`
+            for cross-entropy, sparse or one-hot by the labels' shape.
         from_logits: bool. `True` if both models return logits, `False` if both
             return probabilities.
         reduction: as in `keras.losses.Loss`; applies to all terms.
@@ -53,17 +57,17 @@ class DecoupledKD(WithLabels):
 
     Call arguments:
         y_true: the dict `{"labels": ..., "teacher": ...}`. Labels are always
-            needed, since they name the target class: class indices `(...)` or
-            `(..., 1)`, or probabilities `(..., classes)`, of which the largest
-            is the target (mixed labels have one target too). The teacher's
-            outputs are `(..., classes)`.
+            required, because they contain the target class. They are class
+            indices `(...)` or `(..., 1)`, or probabilities `(..., classes)`;
+            the class with the largest probability is the target, also of mixed
+            labels. The teacher's outputs are `(..., classes)`.
         y_pred: the student's outputs `(..., classes)`.
         sample_weight: optional weights, broadcastable to `(...)`.
 
     Raises:
         ValueError: if a weight or `temperature` is out of range, if all weights
-            are 0, if labels are missing or of the wrong shape, or if the
-            outputs' shapes differ.
+            are 0, if labels are missing or of the wrong shape, or if the shapes
+            of the outputs differ.
 
     Example:
 
@@ -87,48 +91,45 @@ class DecoupledKD(WithLabels):
 
     def __init__(
         self,
-        target_weight=1.0,
-        non_target_weight=8.0,
+        target_weight: float | Schedule = 1.0,
+        non_target_weight: float | Schedule = 8.0,
         *,
-        label_weight=1.0,
-        temperature=4.0,
-        label_loss=None,
-        from_logits=True,
-        reduction="sum_over_batch_size",
-        name="decoupled_kd",
-        dtype="float32",
-    ):
+        label_weight: float | Schedule = 1.0,
+        temperature: float | Schedule = 4.0,
+        label_loss: str | keras.losses.Loss | Callable | None = None,
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "decoupled_kd",
+        dtype: str | None = "float32",
+    ) -> None:
         super().__init__(
             label_loss, temperature, from_logits, reduction, name, dtype
         )
-        self.target_weight = non_negative("target_weight", target_weight)
-        self.non_target_weight = non_negative(
-            "non_target_weight", non_target_weight
-        )
-        self.label_weight = non_negative("label_weight", label_weight)
-        check_any_weight(
-            "DecoupledKD",
-            target_weight=self.target_weight,
-            non_target_weight=self.non_target_weight,
-            label_weight=self.label_weight,
+        self.target_weight, self.non_target_weight, self.label_weight = (
+            term_weights(
+                "DecoupledKD",
+                target_weight=target_weight,
+                non_target_weight=non_target_weight,
+                label_weight=label_weight,
+            )
         )
 
     @property
-    def uses_labels(self):
-        # They name the target class, whatever the weight of the label loss.
+    def uses_labels(self) -> bool:
+        # The target class is read from them, also without a label loss.
         return True
 
-    def all_parts(self):
+    def all_parts(self) -> Parts:
         return {
             "target_loss": (self.target_weight, self._target_loss),
             "non_target_loss": (self.non_target_weight, self._non_target_loss),
             "label_loss": (self.label_weight, self.compare_with_labels),
         }
 
-    def missing_labels(self):
+    def missing_labels_message(self) -> str:
         return (
-            "DecoupledKD needs labels to know the target class, and the data "
-            "has none. Pass `(x, y)`, or use `FunctionMatching()` or "
+            "DecoupledKD requires labels to know the target class, and the "
+            "data has none. Pass `(x, y)`, or use `FunctionMatching()` or "
             "`DIST(label_weight=0)`."
         )
 
@@ -142,7 +143,7 @@ class DecoupledKD(WithLabels):
         teacher, student = self.logits(y_true, y_pred)
         target = _is_target(self.labels(y_true), student)
         has_target = ops.any(target, axis=-1)
-        # Where there is none, any class stands for it until it is left out.
+        # Rows without a target get class 0 here, and are set to 0 below.
         first = ops.equal(ops.arange(student.shape[-1]), 0)
         target = ops.where(has_target[..., None], target, first)
         return [
@@ -152,7 +153,7 @@ class DecoupledKD(WithLabels):
             )
         ]
 
-    def default_label_loss(self, labels, y_pred):
+    def default_label_loss(self, labels: Tensor, y_pred: Tensor) -> Tensor:
         if as_one_hot_or_sparse(labels, y_pred.shape) == "sparse":
             has_target = ops.any(_is_target(labels, y_pred), axis=-1)
             labels = ops.reshape(labels, ops.shape(has_target))
@@ -160,14 +161,6 @@ class DecoupledKD(WithLabels):
             values = super().default_label_loss(labels, y_pred)
             return ops.where(has_target, values, 0.0)
         return super().default_label_loss(labels, y_pred)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "target_weight": _schedules.serialize(self.target_weight),
-            "non_target_weight": _schedules.serialize(self.non_target_weight),
-            "label_weight": _schedules.serialize(self.label_weight),
-        }
 
 
 def _is_target(labels, student):

@@ -1,59 +1,78 @@
-"""DistillationLoss: the base of every loss that compares with a teacher.
+"""DistillationLoss: the base class of all losses that compare with a teacher.
 
-Left out: a registry of losses by name. A loss has arguments that matter (the
-temperature first of all), so it is always built explicitly.
+There is no lookup of losses by name, such as `loss="classic_kd"`. A loss has
+arguments that matter, first of all the temperature, so it is always constructed
+explicitly.
 """
+
+from collections.abc import Callable
+from typing import Any
+from typing import Self
+from typing import TypeAlias
 
 import keras
 
 from keras_distill import _arguments
 from keras_distill import _schedules
 from keras_distill._keras_internals import get_keras_mask
+from keras_distill._schedules import Schedule
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.losses import _correlation
 from keras_distill.losses import _divergence
 from keras_distill.losses import _shapes
 from keras_distill.losses import _weighting
 
+# The terms of a loss, by their log names: `(weight, function)`. A function maps
+# `(y_true, y_pred)` to one value per sample or place.
+Parts: TypeAlias = dict[str, tuple[Any, Callable[[Tensors, Tensor], Tensor]]]
+
 
 class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
     """Base class of the losses that compare a student with its teacher.
 
-    Subclass it to write a loss of your own: implement
-    `call(self, y_true, y_pred)` and return one value per sample. Inside a
-    `Distiller`, every loss of this class gets the teacher's outputs, and every
-    other Keras loss gets the labels.
+    Subclass it to write a custom loss: implement `call(self, y_true, y_pred)`
+    and return one value per sample. Inside a `Distiller`, every loss of this
+    class gets the teacher's outputs, and every other Keras loss gets the
+    labels.
 
-    Losses can be added and multiplied by a number or a schedule:
+    Losses can be added, and multiplied by a number or a schedule:
     `FunctionMatching(2.0) + 0.5 * DIST(label_weight=0)` is a loss.
 
-    A subclass says in class attributes what it compares:
+    A subclass defines these class attributes:
 
-    - `predicts`: `"classes"` (a softmax over the last axis), `"labels"`
-      (independent sigmoids), `"values"` (numbers of any meaning), or `None`.
-      With one of the first two, models whose last activation contradicts the
-      loss are refused. The outputs of several teachers are averaged as
-      probabilities, or with `"values"` as they are. `None` checks nothing, and
-      takes no list of teachers.
-    - `controls`: names of the attributes that may be schedules.
+    - `predicts`: the meaning of the outputs. `"classes"` is a softmax over the
+      last axis, `"labels"` independent sigmoids, and `"values"` any numbers.
+      With `"classes"` or `"labels"`, a model whose last activation contradicts
+      the loss is refused. The outputs of several teachers are averaged as
+      probabilities, or unchanged with `"values"`. With `None`, nothing is
+      checked, and a list of teachers is refused.
+    - `controls`: names of the attributes that may be schedules. They are
+      arguments of the constructor with the same names.
 
     Args:
-        temperature: float above 0 that divides the logits of both models, or a
-            schedule.
-        from_logits: bool. Whether the two models return logits or
-            probabilities.
+        temperature: float above 0, or a schedule. The logits of both models are
+            divided by it.
+        from_logits: bool. `True` if both models return logits, `False` if both
+            return probabilities.
         reduction: as in `keras.losses.Loss`.
         name: name of the loss.
-        dtype: dtype of the computation. Defaults to float32 whatever the
-            models' own policies: half precision loses the tail of a softmax.
+        dtype: dtype of the computation. Defaults to float32, independent of the
+            dtype policies of the models: half precision loses the small
+            probabilities of a softmax.
 
     Call arguments:
-        y_true: a dict with the teacher's outputs under `"teacher"`, the labels
-            under `"labels"` (missing for unlabelled data), and under
-            `"sample_weight"` the weights and the mask of each sample or place
-            (missing where there are none). Or the teacher's outputs alone, of
-            shape `(..., classes)`.
+        y_true: the teacher's outputs, of shape `(..., classes)`, or a dict with
+            these keys: `"teacher"` for the teacher's outputs, `"labels"` for
+            the labels (missing for unlabelled data), and `"sample_weight"` for
+            the weights multiplied by the mask, one per sample or place (missing
+            if there are none).
         y_pred: the student's outputs, of shape `(..., classes)`.
         sample_weight: optional weights, broadcastable to `(...)`.
+
+    Raises:
+        ValueError: if `temperature` is not above 0, or if the outputs cannot be
+            compared.
 
     Example:
 
@@ -70,38 +89,43 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
     ```
     """
 
-    predicts = None
-    controls = ("temperature",)
+    predicts: str | None = None
+    controls: tuple[str, ...] = ("temperature",)
 
-    # The losses that offer it set it in their constructor.
-    standardize_logits = False
+    # Losses with this argument set it in their constructor.
+    standardize_logits: bool = False
 
     def __init__(
         self,
-        temperature=1.0,
+        temperature: float | Schedule = 1.0,
         *,
-        from_logits=True,
-        reduction="sum_over_batch_size",
-        name=None,
-        dtype="float32",
-    ):
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: str | None = "float32",
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.temperature = _schedules.number_or_schedule(
             "temperature", temperature, _arguments.positive_float
         )
         self.from_logits = bool(from_logits)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self,
+        y_true: Tensors,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         if self.has_schedules:
             raise ValueError(
-                f"{type(self).__name__} has schedules, and outside a Distiller "
-                "it does not know the step. Received: "
+                f"{type(self).__name__} has schedules, and the step is unknown "
+                "outside a Distiller. Received: schedules for "
                 f"{', '.join(self.scheduled_values(0))}. Call "
                 "`loss.at(step)(y_true, y_pred)`, or use numbers."
             )
         y_true = _with_weights(y_true, y_pred, sample_weight)
-        # Part by part, as in a Distiller: a label loss with `ignore_class`
-        # leaves out places of its own.
+        # Each part is reduced on its own, as in a Distiller: a label loss with
+        # `ignore_class` has its own mask.
         return sum(
             weight
             * _weighting.weighted_value(
@@ -111,25 +135,25 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
         )
 
     @property
-    def uses_labels(self):
+    def uses_labels(self) -> bool:
         """Whether `call` reads `y_true["labels"]`."""
         return True
 
     @property
-    def uses_teacher(self):
+    def uses_teacher(self) -> bool:
         """Whether `call` reads `y_true["teacher"]`."""
         return True
 
-    def parts(self):
+    def parts(self) -> Parts:
         """Return the terms of this loss, as `{log name: (weight, function)}`.
 
         Each function maps `(y_true, y_pred)` to one value per sample. The
-        `Distiller` logs the mean of each under its name.
+        `Distiller` logs the mean of each term under its name.
         """
         return {"soft_loss": (1.0, self.call)}
 
-    def outputs(self, y_true, y_pred):
-        """Return `(teacher, student)` as they are, shape-checked.
+    def outputs(self, y_true: Tensors, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the unchanged outputs `(teacher, student)`, shape-checked.
 
         Args:
             y_true: as for calling the loss.
@@ -142,10 +166,10 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
         _shapes.check_comparable(self.predicts, teacher.shape, y_pred.shape)
         return _shapes.like(teacher, y_pred), y_pred
 
-    def logits(self, y_true, y_pred):
-        """Return `(teacher, student)` logits in float32, shape-checked.
+    def logits(self, y_true: Tensors, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 logits `(teacher, student)`, shape-checked.
 
-        With `standardize_logits` they are z-scores over the classes.
+        With `standardize_logits`, they are z-scores over the classes.
 
         Args:
             y_true: as for calling the loss.
@@ -165,30 +189,31 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
             )
         return teacher, student
 
-    def __add__(self, other):
+    def __add__(self, other: keras.losses.Loss) -> "DistillationLoss":
         return _combined([(1.0, self), (1.0, other)])
 
-    def __radd__(self, other):
+    def __radd__(self, other: keras.losses.Loss | int) -> "DistillationLoss":
         if isinstance(other, int) and other == 0:
             return self  # `sum()` begins with 0.
         return _combined([(1.0, other), (1.0, self)])
 
-    def __mul__(self, weight):
+    def __mul__(self, weight: float | Schedule) -> "DistillationLoss":
         return _combined([(weight, self)])
 
     __rmul__ = __mul__
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        numbers = ("temperature", *self.controls)
         return {
             **super().get_config(),
-            "temperature": _schedules.serialize(self.temperature),
+            **{n: _schedules.serialize(getattr(self, n)) for n in numbers},
             "from_logits": self.from_logits,
-            # `keras.losses.Loss` leaves the dtype out of its config.
+            # The config of `keras.losses.Loss` does not contain the dtype.
             "dtype": self.dtype,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(
             **{
                 name: _schedules.deserialize(value)
@@ -200,7 +225,7 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
 
 
 def _with_weights(y_true, y_pred, sample_weight):
-    """Return the targets with the weights and the mask of each place."""
+    """Return `y_true` as a dict with the weight of each place."""
     places = tuple(y_pred.shape)[:-1] or tuple(y_pred.shape)
     weights = _weighting.per_place(
         sample_weight, get_keras_mask(y_pred), places
@@ -213,7 +238,8 @@ def _with_weights(y_true, y_pred, sample_weight):
 
 
 def _combined(terms):
-    # Imported late: a sum of losses is itself a loss.
+    # Imported here, because the two classes depend on each other: the sum of
+    # losses is a subclass, and the operators of the base class construct it.
     from keras_distill.losses._combined_loss import CombinedLoss
 
     for _, loss in terms:

@@ -7,45 +7,52 @@ logits `t` and `q = softmax(s / T)` for the student's logits `s`:
     soft_cross_entropy = -sum_i p_i log q_i
     kl_divergence      =  sum_i p_i (log p_i - log q_i)
 
-and besides them the KL divergence the other way round, the generalised
-Jensen-Shannon divergence, and the two parts of the KL divergence by the target
-class.
+The other functions are the reverse KL divergence, the generalized
+Jensen-Shannon divergence, and the two parts of the KL divergence: target class
+and other classes.
 
-All work on log-softmax and never on `log(softmax(x))`: a probability that
-underflows would be clipped, and a confidently wrong student would get no
-gradient at all. The factor `T**2` belongs to the losses, not here.
+All functions use log-softmax and never `log(softmax(x))`. In the latter, a
+probability that underflows would be clipped, and a student that is confident
+and wrong would get no gradient. The losses multiply by the factor `T**2`.
 """
 
 import math
+from collections.abc import Sequence
 
 from keras import ops
 
-# The smallest normal float32: its logarithm is -87.3, so that the logarithm of
-# a probability that underflowed to 0 stays finite.
+from keras_distill._typing import Tensor
+
+# The smallest normal float32. Its logarithm is -87.3, so the logarithm of a
+# probability that underflowed to 0 is finite.
 _TINY = 1.1754944e-38
 
 
-def log_soften(logits, temperature):
+def log_soften(logits: Tensor, temperature: Tensor) -> Tensor:
     """Return `log softmax(logits / temperature)`, shape `(..., classes)`.
 
-    The maximum is subtracted before the division, not after it: the difference
-    of two close logits is exact in floating point, their quotients are not. At
-    logits of 1e4 and a temperature of 0.1 this is the difference between seven
-    correct digits and two.
+    The maximum is subtracted before the division: the difference of two close
+    logits is exact in floating point, their quotients are not. With logits of
+    1e4 and a temperature of 0.1, the result has seven correct digits instead of
+    two.
     """
-    scaled = below_peak(logits) / temperature
+    scaled = minus_max(logits) / temperature
     log_total = ops.log(ops.sum(ops.exp(scaled), axis=-1, keepdims=True))
     return scaled - log_total
 
 
-def soft_cross_entropy(teacher_logits, student_logits, temperature):
-    """Return the cross-entropy of the student against soft targets."""
+def soft_cross_entropy(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
+    """Return the cross-entropy of the student with soft targets."""
     p = ops.exp(log_soften(teacher_logits, temperature))
     student_log_probs = log_soften(student_logits, temperature)
     return -ops.sum(p * student_log_probs, axis=-1)
 
 
-def kl_divergence(teacher_logits, student_logits, temperature):
+def kl_divergence(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
     """Return `KL(p || q)` of the softened teacher and student."""
     teacher_log_probs = log_soften(teacher_logits, temperature)
     student_log_probs = log_soften(student_logits, temperature)
@@ -53,35 +60,42 @@ def kl_divergence(teacher_logits, student_logits, temperature):
     return ops.sum(p * (teacher_log_probs - student_log_probs), axis=-1)
 
 
-def reverse_kl_divergence(teacher_logits, student_logits, temperature):
+def reverse_kl_divergence(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
     """Return `KL(q || p)` of the softened student and teacher."""
     student_log_probs = log_soften(student_logits, temperature)
-    # The teacher's logits less that of the student's likeliest class: what the
-    # student gives probability then is near 0, and keeps its digits. The rest
-    # of log p is one number for all classes, and stays out of the gradient.
-    likeliest = ops.equal(
+    # The teacher's logit of the student's most likely class is subtracted. The
+    # logits of classes that are likely for the student are then near 0 and keep
+    # their digits. The rest of log p is the same for all classes, so it does
+    # not change the gradient.
+    most_likely = ops.equal(
         ops.argmax(student_logits, axis=-1, keepdims=True),
         ops.arange(student_logits.shape[-1]),
     )
-    own = ops.sum(
-        ops.where(likeliest, teacher_logits, 0.0), axis=-1, keepdims=True
+    reference = ops.sum(
+        ops.where(most_likely, teacher_logits, 0.0), axis=-1, keepdims=True
     )
-    scaled = ops.subtract(teacher_logits, own) / temperature
+    scaled = ops.subtract(teacher_logits, reference) / temperature
     log_total = ops.logsumexp(scaled, axis=-1)
     q = ops.exp(student_log_probs)
     return log_total + ops.sum(q * (student_log_probs - scaled), axis=-1)
 
 
 def jensen_shannon_divergence(
-    teacher_logits, student_logits, temperature, beta
-):
-    """Return the generalised Jensen-Shannon divergence of the two.
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor,
+    beta: float,
+) -> Tensor:
+    """Return the generalized Jensen-Shannon divergence.
 
-    With the mixture `m = beta p + (1 - beta) q` it is
+    With the mixture `m = beta p + (1 - beta) q`, it is
     `beta KL(p || m) + (1 - beta) KL(q || m)`.
 
     Args:
-        teacher_logits, student_logits: `(..., classes)`.
+        teacher_logits: `(..., classes)`.
+        student_logits: `(..., classes)`.
         temperature: float above 0.
         beta: float between 0 and 1, the share of the teacher in the mixture.
     """
@@ -95,7 +109,8 @@ def jensen_shannon_divergence(
 def _log_mixture(log_ratio, share):
     """Return `log(share + (1 - share) exp(log_ratio))`."""
     is_near = ops.abs(log_ratio) < 1.0
-    # Each is computed only where it is taken, for the sake of its gradient.
+    # The unused values are replaced before the computation. Otherwise their
+    # gradient could be NaN.
     near = ops.where(is_near, log_ratio, 0.0)
     far = ops.where(is_near, 1.0, log_ratio)
     return ops.where(
@@ -105,7 +120,12 @@ def _log_mixture(log_ratio, share):
     )
 
 
-def split_kl_divergence(teacher_logits, student_logits, target, temperature):
+def split_kl_divergence(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return the two parts of the KL divergence, `(binary, non_target)`.
 
     With `p` and `q` as above, `k` the target class, and `p'`, `q'` the
@@ -116,14 +136,15 @@ def split_kl_divergence(teacher_logits, student_logits, target, temperature):
         KL(p || q) = binary + (1 - p_k) * non_target
 
     Args:
-        teacher_logits, student_logits: `(..., classes)`.
+        teacher_logits: `(..., classes)`.
+        student_logits: `(..., classes)`.
         target: bool `(..., classes)`, true at one class of each distribution.
         temperature: float above 0.
     """
     teacher_margin, teacher_others = _split(teacher_logits, target, temperature)
     student_margin, student_others = _split(student_logits, target, temperature)
-    # The two logarithms of p_k and 1 - p_k are exact in both tails: neither is
-    # got from the other.
+    # The logarithms of p_k and 1 - p_k are computed separately, so that both
+    # are exact near 0 and near 1.
     binary = ops.sigmoid(teacher_margin) * (
         ops.log_sigmoid(teacher_margin) - ops.log_sigmoid(student_margin)
     ) + ops.sigmoid(-teacher_margin) * (
@@ -135,31 +156,32 @@ def split_kl_divergence(teacher_logits, student_logits, target, temperature):
 
 
 def _split(logits, target, temperature):
-    """Return the target's log-odds `(...)` and the others' log-softmax.
+    """Return the log-odds of the target and the log-softmax of the others.
 
-    The latter is `(..., classes)`, and 0 at the target.
+    Their shapes are `(...)` and `(..., classes)`; the latter is 0 at the
+    target.
     """
-    # The largest of the others: at the target stands the smallest of all.
+    # The maximum of the other classes. The target is replaced by the minimum.
     lowest = ops.min(logits, axis=-1, keepdims=True)
     peak = ops.max(ops.where(target, lowest, logits), axis=-1, keepdims=True)
     scaled = ops.subtract(logits, ops.stop_gradient(peak)) / temperature
-    # The target is taken out before `exp`, where it may overflow, and not
-    # after: the gradient of what `where` leaves out would be inf * 0.
+    # The target is replaced before `exp`, where it could overflow: afterwards,
+    # the gradient of the value that `where` leaves out would be inf * 0.
     others = ops.where(target, 0.0, scaled)
     exps = ops.where(target, 0.0, ops.exp(others))
     log_total = ops.log(ops.sum(exps, axis=-1, keepdims=True))
-    own = ops.sum(ops.where(target, scaled, 0.0), axis=-1)
-    margin = own - ops.squeeze(log_total, axis=-1)
+    target_logit = ops.sum(ops.where(target, scaled, 0.0), axis=-1)
+    margin = target_logit - ops.squeeze(log_total, axis=-1)
     return margin, ops.where(target, 0.0, others - log_total)
 
 
-def below_peak(values, axis=-1):
-    """Return values less their maximum, which gets no gradient."""
+def minus_max(values: Tensor, axis: int = -1) -> Tensor:
+    """Return values minus their maximum, which gets no gradient."""
     peak = ops.stop_gradient(ops.max(values, axis=axis, keepdims=True))
     return ops.subtract(values, peak)
 
 
-def as_logits(outputs, from_logits):
+def as_logits(outputs: Tensor, from_logits: bool) -> Tensor:
     """Return float32 logits for logits or probabilities.
 
     The logarithm of a probability is a logit: `softmax(log p) = p`.
@@ -167,20 +189,24 @@ def as_logits(outputs, from_logits):
     outputs = ops.cast(outputs, "float32")
     if from_logits:
         return outputs
-    # Not `maximum`: on JAX its gradient at 0 is a product with 0, and what is
-    # multiplied overflows where the gradient of the logit is above 4.
+    # `where` and not `maximum`: on JAX, the gradient of `maximum` at 0 is a
+    # product with 0, and the other factor overflows if the gradient of the
+    # logit is above 4.
     return ops.log(ops.where(outputs < _TINY, _TINY, outputs))
 
 
-def mean_of_teachers(outputs, from_logits):
-    """Average the probabilities of several teachers, given and returned alike.
+def mean_of_teachers(outputs: Sequence[Tensor], from_logits: bool) -> Tensor:
+    """Return the average of the probabilities of several teachers.
 
-    Cross-entropy is linear in its targets, so the average of the probabilities
-    teaches what the average of the teachers' losses would teach.
+    Cross-entropy is linear in its targets, so a loss with the average of the
+    probabilities has the same gradients as the average of the teachers' losses.
 
     Args:
         outputs: list of tensors `(..., classes)`, one per teacher.
-        from_logits: whether `outputs` are logits or probabilities.
+        from_logits: bool. Whether `outputs` are logits or probabilities.
+
+    Returns:
+        A tensor `(..., classes)`: logits if `from_logits`, else probabilities.
     """
     if not from_logits:
         return sum(ops.cast(o, "float32") for o in outputs) / len(outputs)

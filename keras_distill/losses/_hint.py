@@ -1,48 +1,59 @@
 """Hint: an inner layer of the student learns from one of the teacher."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
+
 import keras
 from keras import ops
 
 from keras_distill import _arguments
 from keras_distill import _schedules
+from keras_distill._schedules import Schedule
+from keras_distill._typing import Tensor
 from keras_distill.views import _images
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Hint(_schedules.Controlled):
-    """Draws an inner layer of the student towards one of the teacher.
+    """Compares an inner layer of the student with one of the teacher.
 
-    With the teacher's feature `f_t`, the student's feature `f_s`, and a
-    projector `P` that is trained along:
+    This is feature distillation. With the teacher's feature `f_t`, the
+    student's feature `f_s`, and a projector `P` that is trained together with
+    the student:
 
         hint_loss = weight * mean(loss(f_t, P(f_s)))
 
-    The two layers may have any width and resolution. Where the widths differ,
-    the projector is one linear map of the channels, at each place the same (a
-    1x1 convolution). Where the resolutions differ, the larger feature map is
-    resized to the smaller one. All hints are read from the one forward pass
-    that each model makes anyway. The projectors belong to the `Distiller`: they
-    are in its checkpoints, and never in the student.
+    The two layers may have any width and resolution. If the widths differ, the
+    projector is a linear map of the channels, the same at each place (a 1x1
+    convolution). If the resolutions differ, the larger feature map is resized
+    to the smaller one. The features of all hints are captured in one forward
+    pass of each model. The projectors are part of the `Distiller` and its
+    checkpoints, and never of the student.
 
     Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets",
     https://arxiv.org/abs/1412.6550.
 
     Args:
         teacher_layer: name of a layer of the teacher, or its path inside nested
-            models, such as `"backbone/conv3_block4_out"`, or the end of it.
-        student_layer: the same for the student.
+            models, such as `"backbone/conv3_block4_out"`, or the end of this
+            path.
+        student_layer: name or path of a layer of the student.
         loss: a Keras loss, its name, or a function
             `(teacher_feature, student_feature) -> values per sample or place`.
-            Both features have the channels last. Relational losses
-            (`AttentionTransfer`, `SimilarityPreserving`, `RelationalKD`)
+            Both features are channels last. The relational losses
+            `AttentionTransfer`, `SimilarityPreserving` and `RelationalKD`
             compare features of different widths without a projector.
-        weight: float of at least 0, on the scale of `loss`, or a schedule.
+        weight: float of at least 0, or a schedule. Choose it for the scale of
+            `loss`.
         projector: `"auto"`, `None` for no projector, or a Keras layer that
-            takes the student's feature with the channels last. With `None`, a
-            loss of your own decides itself which widths it can compare.
+            takes the student's feature, channels last. With `None` and a custom
+            loss, the widths are not checked.
 
     Raises:
-        ValueError: if the weight is negative, or the projector is no layer.
+        ValueError: if the weight is negative, or if the projector is not a
+            layer.
 
     Example:
 
@@ -71,13 +82,13 @@ class Hint(_schedules.Controlled):
 
     def __init__(
         self,
-        teacher_layer,
-        student_layer,
+        teacher_layer: str,
+        student_layer: str,
         *,
-        loss="mse",
-        weight=1.0,
-        projector="auto",
-    ):
+        loss: str | keras.losses.Loss | Callable = "mse",
+        weight: float | Schedule = 1.0,
+        projector: str | keras.layers.Layer | None = "auto",
+    ) -> None:
         self.teacher_layer = _name("teacher_layer", teacher_layer)
         self.student_layer = _name("student_layer", student_layer)
         self.loss = keras.losses.get(loss)
@@ -98,17 +109,20 @@ class Hint(_schedules.Controlled):
         self.projector = projector
 
     @property
-    def relational(self):
-        """Whether the loss compares features of any width, see `loss`."""
+    def relational(self) -> bool:
+        """Whether the loss compares features of any width."""
         return bool(getattr(self.loss, "relational", False))
 
-    def values(self, teacher, student, weights=None):
-        """Return the loss of each sample or place of projected features.
+    def values(
+        self, teacher: Tensor, student: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of each sample or place.
 
         Args:
-            teacher, student: features `(batch, places..., width)`.
-            weights: float weights of each place of the student's feature, of
-                which a relational loss leaves out those of 0, or `None`.
+            teacher: feature `(batch, places..., width)`.
+            student: projected feature `(batch, places..., width)`.
+            weights: `None`, or the weight of each place of the student's
+                feature. Relational losses leave out places of weight 0.
 
         Returns:
             A tensor `(batch,)` or `(batch, places...)`.
@@ -124,37 +138,47 @@ class Hint(_schedules.Controlled):
             values = call(teacher, student)
         if len(values.shape) == 0:
             raise ValueError(
-                f"The loss of {self!r} must return values per sample, and "
-                "returned a single number. Leave out its own mean."
+                f"The loss of {self!r} must return one value per sample or "
+                "place. Received: a single number. Remove the mean over the "
+                "batch from the loss."
             )
         return values
 
-    def make_projector(self, teacher_shape, student_shape, existing=None):
-        """Return the projector for features of these shapes, channels last.
+    def make_projector(
+        self,
+        teacher_shape: Sequence[int | None],
+        student_shape: Sequence[int | None],
+        existing: keras.layers.Layer | None = None,
+    ) -> keras.layers.Layer | None:
+        """Return the projector for features of these shapes.
 
         Args:
-            teacher_shape, student_shape: shapes of the features.
-            existing: the projector of an earlier teacher, kept if it fits.
+            teacher_shape: shape of the teacher's feature, channels last.
+            student_shape: shape of the student's feature, channels last.
+            existing: the projector for an earlier teacher, which is used again
+                if its shape is right.
 
         Raises:
-            ValueError: if the features can't be compared.
+            ValueError: if the features cannot be compared.
         """
         received = (
-            f"Received: {self.teacher_layer!r} of the teacher returns "
-            f"{tuple(teacher_shape)}, {self.student_layer!r} of the student "
-            f"{tuple(student_shape)}."
+            f"Received: shape {tuple(teacher_shape)} from the teacher's layer "
+            f"{self.teacher_layer!r}, and shape {tuple(student_shape)} from "
+            f"the student's layer {self.student_layer!r}."
         )
         if self.relational and not self.loss.same_places:
             return _built(self.given_projector(existing), student_shape)
         if len(teacher_shape) != len(student_shape):
             raise ValueError(
-                "The features of a hint must have the same rank. Name a "
-                f"pooling layer, or the layer before it. {received}"
+                "The features of a hint must have the same rank. "
+                f"{received} Use the layers before the pooling in both models, "
+                "or the pooling layers in both."
             )
         if len(teacher_shape) == 3 and teacher_shape[1] != student_shape[1]:
             raise ValueError(
-                "Sequences of a hint must have the same length: their places "
-                f"can't be resampled. {received}"
+                "Sequences of a hint must have the same length, because "
+                f"sequences are not resized. {received} Use layers that return "
+                "the same length."
             )
         width = teacher_shape[-1]
         projector = self.given_projector(existing)
@@ -163,20 +187,22 @@ class Hint(_schedules.Controlled):
                 return None
             projector = keras.layers.Dense(width)
         _built(projector, student_shape)
-        if self.relational or (projector is None and self._is_own_loss):
-            return projector  # The loss decides what it can compare.
+        if self.relational or (projector is None and self._has_custom_loss):
+            return projector  # The loss itself checks the widths.
         projected = student_shape
-        if projector is not None:
+        if isinstance(projector, keras.layers.Layer):
             projected = projector.compute_output_shape(tuple(student_shape))
         if projected[-1] != width:
             raise ValueError(
                 f"The features of a hint must have the same width. {received} "
-                f"After projector={self.projector!r} the student has "
+                f"With projector={self.projector!r}, the student's feature has "
                 f"{projected[-1]} channels. Use `projector='auto'`."
             )
         return projector
 
-    def given_projector(self, existing=None):
+    def given_projector(
+        self, existing: keras.layers.Layer | None = None
+    ) -> str | keras.layers.Layer | None:
         """Return the projector to use: a layer, `"auto"` or `None`."""
         if existing is not None:
             return existing
@@ -185,11 +211,11 @@ class Hint(_schedules.Controlled):
         return self.projector
 
     @property
-    def _is_own_loss(self):
-        home = getattr(self.loss, "__module__", None)
-        return not (home or type(self.loss).__module__).startswith("keras.")
+    def _has_custom_loss(self):
+        module = getattr(self.loss, "__module__", None)
+        return not (module or type(self.loss).__module__).startswith("keras.")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
@@ -199,7 +225,7 @@ class Hint(_schedules.Controlled):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         config["loss"] = keras.losses.deserialize(config["loss"])
         config["weight"] = _schedules.deserialize(config["weight"])
@@ -208,11 +234,11 @@ class Hint(_schedules.Controlled):
         )
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Hint({self.teacher_layer!r}, {self.student_layer!r})"
 
 
-def channels_last(feature, layer):
+def channels_last(feature: Tensor, layer: keras.layers.Layer) -> Tensor:
     """Return the feature of a layer with the channels on the last axis."""
     data_format = getattr(layer, "data_format", None)
     data_format = data_format or keras.config.image_data_format()

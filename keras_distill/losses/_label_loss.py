@@ -1,21 +1,25 @@
-"""What compares the student with the labels, beside the teacher.
+"""Label losses: the part of a loss that compares the student with the labels.
 
-Keras's losses for labels take logits or probabilities by their own argument
-`from_logits`, which is `False` unless set. A distillation loss knows which of
-the two the student returns, so a loss that is given by name follows it, and a
-loss object that says otherwise is refused.
+Keras's losses for labels have their own argument `from_logits`, which defaults
+to `False`. A distillation loss knows whether the student returns logits. So a
+label loss that is given by name gets the same `from_logits`, and a loss object
+with another value is refused.
 """
 
 import functools
 import inspect
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses import _divergence
 from keras_distill.losses import _shapes
 
-# Losses of Keras for probabilities that have no `from_logits`.
+# Losses of Keras that take probabilities and have no `from_logits`.
 _FOR_PROBABILITIES = (
     "KLDivergence",
     "kl_divergence",
@@ -28,12 +32,16 @@ _FOR_PROBABILITIES = (
 )
 
 
-def resolve(label_loss, from_logits, argument="label_loss"):
+def resolve(
+    label_loss: str | keras.losses.Loss | Callable,
+    from_logits: bool,
+    argument: str = "label_loss",
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function `(labels, student) -> values` for a label loss.
 
     Args:
         label_loss: a Keras loss, its name, or a function.
-        from_logits: bool. What the student returns.
+        from_logits: bool. Whether the student returns logits.
         argument: the name of the argument, for messages.
 
     Raises:
@@ -50,24 +58,39 @@ def resolve(label_loss, from_logits, argument="label_loss"):
 
 
 def _get(label_loss, from_logits):
-    """Return the loss that a name stands for; one with our `from_logits`."""
+    """Return the loss for a name, with `from_logits` as given."""
     loss = keras.losses.get(label_loss)
-    named = isinstance(label_loss, str)
-    if named and getattr(loss, "from_logits", None) is False and from_logits:
+    is_name = isinstance(label_loss, str)
+    if is_name and getattr(loss, "from_logits", None) is False and from_logits:
         return type(loss).from_config(
             {**loss.get_config(), "from_logits": True}
         )
     return loss
 
 
-def check_from_logits(label_loss, from_logits, argument):
-    """Raise if a loss for labels contradicts what the student returns."""
+def check_from_logits(
+    label_loss: str | keras.losses.Loss | Callable,
+    from_logits: bool,
+    argument: str,
+) -> None:
+    """Check that a label loss takes what the student returns.
+
+    Args:
+        label_loss: a Keras loss, its name, or a function.
+        from_logits: bool. Whether the student returns logits.
+        argument: the name of the argument, for messages.
+
+    Raises:
+        ValueError: if the loss takes probabilities and the student returns
+            logits, or the reverse; or if the loss has another reduction.
+    """
     reduction = getattr(label_loss, "reduction", "sum_over_batch_size")
     if reduction not in ("sum_over_batch_size", "mean"):
         raise ValueError(
-            f"`{argument}` is reduced as the loss that it is a part of. "
+            f"`{argument}` must have the default reduction. "
             f"Received: {argument}={name_of(label_loss)} with reduction="
-            f"{reduction!r}. Set `reduction` of the loss itself."
+            f"{reduction!r}. Pass `reduction` to the distillation loss, which "
+            "applies it to all of its terms."
         )
     found = getattr(label_loss, "from_logits", None)
     if isinstance(label_loss, functools.partial):
@@ -76,14 +99,15 @@ def check_from_logits(label_loss, from_logits, argument):
         raise ValueError(
             f"`{argument}` takes {_kind(found)} and the student returns "
             f"{_kind(from_logits)}. Received: {argument}="
-            f"{name_of(label_loss)} with from_logits={bool(found)}. Make it "
-            f"with `from_logits={from_logits}`."
+            f"{name_of(label_loss)} with from_logits={bool(found)}. Pass "
+            f"`from_logits={from_logits}` to it."
         )
     if from_logits and _takes_probabilities(keras.losses.get(label_loss)):
         raise ValueError(
             f"`{argument}` takes probabilities and the student returns logits. "
-            f"Received: {argument}={name_of(label_loss)}. End both models in "
-            "an activation and use `from_logits=False`, or use a cross-entropy."
+            f"Received: {argument}={name_of(label_loss)}. Use a "
+            "cross-entropy, or add a last activation to both models and use "
+            "`from_logits=False`."
         )
 
 
@@ -91,20 +115,20 @@ def _takes_probabilities(loss):
     return is_of_keras(loss) and name_of(loss) in _FOR_PROBABILITIES
 
 
-def is_of_keras(loss):
-    """Tell whether a loss comes with Keras, and not from the user."""
+def is_of_keras(loss: Any) -> bool:
+    """Return whether a loss is one of Keras, and not a custom loss."""
     if isinstance(loss, functools.partial):
         return is_of_keras(loss.func)
-    home = getattr(loss, "__module__", None) or type(loss).__module__
-    return home.startswith("keras.")
+    module = getattr(loss, "__module__", None) or type(loss).__module__
+    return module.startswith("keras.")
 
 
 def _kind(from_logits):
     return "logits" if from_logits else "probabilities"
 
 
-def name_of(loss):
-    """Return the name of a loss for labels: of its class or its function."""
+def name_of(loss: Any) -> str:
+    """Return the name of a loss: a string, a class or a function."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, functools.partial):
@@ -112,56 +136,68 @@ def name_of(loss):
     return getattr(loss, "__name__", type(loss).__name__)
 
 
-def _own_from_logits(function):
+def _parameter_from_logits(function):
     """Return the parameter `from_logits` of a function, or `None`."""
     try:
         return inspect.signature(function).parameters.get("from_logits")
     except (TypeError, ValueError):
-        return None  # Some callables of C have no signature.
+        return None  # Some functions written in C have no signature.
 
 
-def has_from_logits(loss):
-    """Tell whether a name or a function leaves `from_logits` open."""
+def has_from_logits(loss: Any) -> bool:
+    """Return whether a name or a function requires a value of `from_logits`."""
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
         return False
     return (
         not isinstance(loss, keras.losses.Loss)
-        and _own_from_logits(loss) is not None
+        and _parameter_from_logits(loss) is not None
     )
 
 
-def serialize(loss):
+def serialize(loss: Any) -> Any:
     """Return the config of a loss, its name or a function.
 
-    `keras.losses.Huber` leaves its `delta` out of its config, and would come
-    back with another one. The arguments that such a loss holds are added.
+    The config of `keras.losses.Huber` does not contain `delta`, so the loss
+    would be loaded with the default. Such arguments are added here.
     """
     if loss is None or isinstance(loss, str):
         return loss
     config = keras.losses.serialize(loss)
     if isinstance(config, dict) and isinstance(config.get("config"), dict):
-        held = getattr(loss, "_fn_kwargs", {})
-        config["config"] = {**held, **config["config"]}
+        arguments = getattr(loss, "_fn_kwargs", {})
+        config["config"] = {**arguments, **config["config"]}
     return config
 
 
-def deserialize(config):
-    """Return what `serialize` was given."""
+def deserialize(config: Any) -> Any:
+    """Return the loss that `serialize` was called with."""
     if isinstance(config, dict):
         return keras.losses.deserialize(config)
     return config
 
 
-def per_place(function, target, outputs):
+def per_place(
+    function: Callable[[Tensor, Tensor], Tensor],
+    target: Tensor,
+    outputs: Tensor,
+) -> Tensor:
     """Return the values of any loss, one per sample or place of the outputs.
 
     Args:
-        function: maps `(target, outputs)` to values of any rank. Further axes
-            are averaged. One number for the batch counts for every place, as
-            in Keras, and one per sample for all of its places.
-        target: what the outputs are compared with.
+        function: maps `(target, outputs)` to values of any rank. Additional
+            axes are averaged. A single number for the batch counts for every
+            place, as in Keras; one number per sample counts for all of its
+            places.
+        target: labels, or the teacher's outputs.
         outputs: `(batch,)` or `(..., units)`.
+
+    Returns:
+        A tensor `(...)`: the shape of the outputs without the last axis.
+
+    Raises:
+        ValueError: if the loss requires one-hot labels and the target has class
+            indices.
     """
     if len(outputs.shape) == 1:
         target, outputs = (
@@ -170,9 +206,9 @@ def per_place(function, target, outputs):
         )
     if is_for_one_hot(function) and len(target.shape) < len(outputs.shape):
         raise ValueError(
-            "`label_loss` compares one-hot labels. Received: "
+            "This `label_loss` requires one-hot labels. Received: "
             f"{name_of(function)} with labels of shape {tuple(target.shape)} "
-            f"beside outputs of shape {tuple(outputs.shape)}. Use the loss for "
+            f"and outputs of shape {tuple(outputs.shape)}. Use the loss for "
             "class indices ('sparse_categorical_crossentropy'), or "
             "`keras.ops.one_hot(labels, classes)`."
         )
@@ -186,27 +222,33 @@ def per_place(function, target, outputs):
     return values
 
 
-def is_sparse(loss):
-    """Tell whether a loss takes class indices and nothing else."""
+def is_sparse(loss: Any) -> bool:
+    """Return whether a loss takes only class indices."""
     return "sparse" in name_of(loss).lower()
 
 
-def is_for_one_hot(loss):
-    """Tell whether a loss of Keras takes one-hot labels and nothing else."""
+def is_for_one_hot(loss: Any) -> bool:
+    """Return whether a loss is one of Keras that takes only one-hot labels."""
     loss = getattr(loss, "__self__", loss)  # `resolve` returns its `call`.
     return is_of_keras(loss) and is_for_softmax(loss) and not is_sparse(loss)
 
 
-def is_for_softmax(loss):
-    """Tell whether a loss takes classes of which one excludes the others."""
+def is_for_softmax(loss: Any) -> bool:
+    """Return whether a loss is for classes that exclude each other."""
     return "categorical" in name_of(loss).lower()
 
 
-def as_one_hot_or_sparse(labels, student_shape):
+def as_one_hot_or_sparse(
+    labels: Tensor, student_shape: Sequence[int | None]
+) -> str:
     """Return `"sparse"` or `"one-hot"`, by the labels' shape.
 
+    Args:
+        labels: any tensor; only its static shape is read.
+        student_shape: static shape of the student's outputs.
+
     Raises:
-        ValueError: if the labels fit neither form of the student's outputs.
+        ValueError: if the labels have neither of the two shapes.
     """
     shape, target = tuple(labels.shape), tuple(student_shape)
     places = target[:-1]
@@ -218,13 +260,14 @@ def as_one_hot_or_sparse(labels, student_shape):
     if _shapes.same_sizes(shape, places):
         return "sparse"
     raise ValueError(
-        f"Labels of shape {shape} don't fit a student that returns {target}. "
-        f"Give class indices of shape {target[:-1]}, or one-hot labels or "
-        f"probabilities of shape {target}."
+        "The labels must be class indices or have the shape of the student's "
+        f"outputs. Received: labels of shape {shape}, outputs of shape "
+        f"{target}. Pass class indices of shape {target[:-1]}, or one-hot "
+        f"labels or probabilities of shape {target}."
     )
 
 
-def cross_entropy(labels, student_logits):
+def cross_entropy(labels: Tensor, student_logits: Tensor) -> Tensor:
     """Return the cross-entropy with labels, sparse or one-hot by their shape.
 
     Args:
@@ -233,7 +276,7 @@ def cross_entropy(labels, student_logits):
         student_logits: `(..., classes)`.
     """
     if as_one_hot_or_sparse(labels, student_logits.shape) == "one-hot":
-        # Not Keras's: on TensorFlow, a row of zeros would have a gradient.
+        # Keras's function on TensorFlow gives rows of zeros a gradient.
         log_probs = _divergence.log_soften(student_logits, 1.0)
         return -ops.sum(ops.cast(labels, "float32") * log_probs, axis=-1)
     labels = ops.reshape(labels, ops.shape(student_logits)[:-1])

@@ -1,16 +1,20 @@
 """RelationalKD: distances and angles between the samples of a batch."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._typing import Tensor
 from keras_distill.losses import _relational_loss
 from keras_distill.losses._relational_loss import RelationalLoss
 
-# Wider features are rotated into the space that a batch spans.
+# Wider features are rotated into the space that the batch spans.
 _WIDE = 256
 
-# Samples nearer than this, with the largest value 1, are at one point.
+# Two samples are at the same point if their distance is below this. The largest
+# value of the features is 1.
 _ZERO = 1e-12
 
 
@@ -18,8 +22,8 @@ _ZERO = 1e-12
 class RelationalKD(RelationalLoss):
     """Compares the distances and the angles between embeddings of a batch.
 
-    With the embeddings `x_i` of `n` samples, `h` the Huber loss with delta 1,
-    and for teacher and student alike
+    With the embeddings `x_i` of `n` samples, the Huber loss `h` with delta 1,
+    and for both teacher and student
 
         d_ij    = ||x_i - x_j|| / mean of ||x_k - x_l|| over k != l
         a_ijk   = cos of the angle at x_i between x_j and x_k
@@ -29,22 +33,23 @@ class RelationalKD(RelationalLoss):
         loss_i = distance_weight * mean_j  h(d_ij(teacher), d_ij(student))
                + angle_weight    * mean_jk h(a_ijk(teacher), a_ijk(student))
 
-    The features may have any width, resolution and rank, and need no projector.
-    Angles need memory for `batch^3` numbers per model: 64 MiB for a batch of
-    256, and none with `angle_weight=0`.
+    The features may have any width, resolution and rank, and require no
+    projector. Angles require memory for `batch^3` numbers per model: 64 MiB for
+    a batch of 256. With `angle_weight=0`, they are not computed.
 
-    The relations are those of one batch. On several devices, each compares
-    within its own share of the batch, except on JAX, where the batch stays one.
+    The loss compares the samples of one batch. On several devices, each device
+    compares the samples of its own part of the batch, except on JAX, which
+    compares the whole batch.
 
     Source: Park et al. 2019, "Relational Knowledge Distillation",
     https://arxiv.org/abs/1904.05068, with the means of their published code:
-    over all `n^2` pairs and `n^3` triplets, of which those that name a sample
-    twice count with their value, mostly 0.
+    over all `n^2` pairs and `n^3` triplets. Pairs and triplets that contain a
+    sample twice are included; most of their values are 0.
 
     Args:
         distance_weight: float of at least 0.
-        angle_weight: float of at least 0. The default of 1 to 2 is the paper's.
-            Comparisons on CIFAR-100 take 25 and 50 (Tian et al. 2020,
+        angle_weight: float of at least 0. The defaults 1 and 2 are those of the
+            paper. Comparisons on CIFAR-100 use 25 and 50 (Tian et al. 2020,
             https://arxiv.org/abs/1910.10699).
         reduction: as in `keras.losses.Loss`.
         name: name of the loss.
@@ -54,11 +59,11 @@ class RelationalKD(RelationalLoss):
         y_true: the teacher's feature, `(batch, ...)`.
         y_pred: the student's feature, `(batch, ...)`.
         sample_weight: optional weights `(batch,)` or per place. Samples of
-            weight 0 are no part of the relations, and places of weight 0 no
-            part of the features.
+            weight 0 are left out of the relations, and places of weight 0 are
+            left out of the features.
 
     Raises:
-        ValueError: if a weight is out of range, or both are 0.
+        ValueError: if a weight is negative, or if both are 0.
 
     Example:
 
@@ -75,13 +80,13 @@ class RelationalKD(RelationalLoss):
 
     def __init__(
         self,
-        distance_weight=1.0,
-        angle_weight=2.0,
+        distance_weight: float = 1.0,
+        angle_weight: float = 2.0,
         *,
-        reduction="sum_over_batch_size",
-        name="relational_kd",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "relational_kd",
+        dtype: str | None = "float32",
+    ) -> None:
         super().__init__(reduction, name, dtype)
         self.distance_weight = _arguments.non_negative_float(
             "distance_weight", distance_weight
@@ -95,7 +100,12 @@ class RelationalKD(RelationalLoss):
                 "Received: distance_weight=0, angle_weight=0"
             )
 
-    def call(self, y_true, y_pred, sample_weight=None):
+    def call(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         masks = [
             _relational_loss.mask_of(sample_weight, feature)
             for feature in (y_true, y_pred)
@@ -121,7 +131,7 @@ class RelationalKD(RelationalLoss):
             )
         return values
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "distance_weight": self.distance_weight,
@@ -136,28 +146,29 @@ def _relations(embeddings, pairs):
         embeddings: `(n, width)`.
         pairs: bool `(n, n)`, which pairs count.
     """
-    embeddings = _in_own_space(embeddings)
+    embeddings = _normalized(embeddings)
     vectors = ops.subtract(embeddings[None, :], embeddings[:, None])
     squares = ops.sum(ops.square(vectors), axis=-1)
     apart = ops.logical_and(pairs, squares > _ZERO**2)
-    # The root is taken of what is not 0, for the sake of its gradient.
+    # The gradient of the root at 0 is infinite, so its input is never 0.
     distances = ops.sqrt(ops.where(apart, squares, 1.0))
     directions = vectors / distances[..., None]
     directions = ops.where(apart[..., None], directions, 0.0)
     distances = ops.where(apart, distances, 0.0)
     number = ops.sum(ops.cast(pairs, "float32"))
-    others = number - ops.sqrt(number)  # Without those of one sample twice.
-    mean = ops.sum(distances) / ops.maximum(others, 1.0)
+    # Without the pairs of a sample with itself.
+    number = number - ops.sqrt(number)
+    mean = ops.sum(distances) / ops.maximum(number, 1.0)
     return distances / ops.where(mean > 0, mean, 1.0), directions
 
 
-def _in_own_space(embeddings):
-    """Return embeddings around 0, at most 1, and not much wider than the batch.
+def _normalized(embeddings):
+    """Return embeddings of mean 0 and maximum 1, not much wider than the batch.
 
-    Neither shift, scale nor rotation changes a relation. The space that a batch
-    spans has no more dimensions than samples, and a rotation into it keeps
-    lengths, angles and gradients. So the memory for the pairs does not grow
-    with the resolution of a feature map.
+    Shift, scale and rotation do not change the relations. The space that a
+    batch spans has at most as many dimensions as samples, and a rotation into
+    it keeps lengths, angles and gradients. So the memory for the pairs does not
+    grow with the resolution of a feature map.
     """
     embeddings = embeddings - ops.stop_gradient(ops.mean(embeddings, axis=0))
     peak = ops.max(ops.abs(embeddings))

@@ -1,18 +1,34 @@
-"""Whether the outputs of teacher and student can be compared.
+"""Checks that the outputs of teacher and student can be compared.
 
-Shapes are static; `None` stands for a size that is not known.
+Shapes are static: sequences of ints, and `None` for unknown sizes.
 """
+
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from keras import ops
 
+from keras_distill._typing import Tensor
 
-def check_comparable(predicts, teacher_shape, student_shape, output=""):
-    """Raise if a loss that predicts this can't compare two outputs.
+Shape: TypeAlias = Sequence[int | None]
+
+
+def check_comparable(
+    predicts: str | None,
+    teacher_shape: Shape,
+    student_shape: Shape,
+    output: str = "",
+) -> None:
+    """Check that a loss can compare two outputs.
 
     Args:
         predicts: as the attribute of `DistillationLoss`.
-        teacher_shape, student_shape: static shapes, `None` where unknown.
+        teacher_shape: static shape.
+        student_shape: static shape.
         output: the name of the output, for the message.
+
+    Raises:
+        ValueError: if the outputs cannot be compared.
     """
     if predicts == "classes":
         check_same_classes(teacher_shape, student_shape, output)
@@ -20,8 +36,8 @@ def check_comparable(predicts, teacher_shape, student_shape, output=""):
         check_same_shape(teacher_shape, student_shape, output)
 
 
-def fits(shape, target):
-    """Tell whether values fit outputs, but for a last axis of one unit.
+def fits(shape: Shape, target: Shape) -> bool:
+    """Return whether two shapes are the same, except for a last axis of size 1.
 
     `(batch,)` fits `(batch, 1)`, and the reverse.
     """
@@ -33,15 +49,15 @@ def fits(shape, target):
     return same_sizes(shape, target)
 
 
-def same_sizes(shape, other):
-    """Tell whether two shapes are equal where both are known."""
+def same_sizes(shape: Shape, other: Shape) -> bool:
+    """Return whether two shapes are equal where both are known."""
     return len(shape) == len(other) and all(
         a == b or None in (a, b) for a, b in zip(shape, other)
     )
 
 
-def like(values, outputs):
-    """Return values that `fits` outputs, in the shape of the outputs."""
+def like(values: Tensor, outputs: Tensor) -> Tensor:
+    """Return values with the rank of outputs. Their shapes must pass `fits`."""
     if len(values.shape) < len(outputs.shape):
         return ops.expand_dims(values, axis=-1)
     if len(values.shape) > len(outputs.shape):
@@ -49,17 +65,23 @@ def like(values, outputs):
     return values
 
 
-def with_units(values):
-    """Return `(batch,)` as `(batch, 1)`, and everything else as it is."""
+def with_units(values: Tensor) -> Tensor:
+    """Return `(batch,)` as `(batch, 1)`, and any other shape unchanged."""
     return ops.expand_dims(values, -1) if len(values.shape) == 1 else values
 
 
-def check_same_shape(teacher_shape, student_shape, output=""):
-    """Raise if two outputs can't be compared value by value.
+def check_same_shape(
+    teacher_shape: Shape, student_shape: Shape, output: str = ""
+) -> None:
+    """Check that two outputs can be compared value by value.
 
     Args:
-        teacher_shape, student_shape: static shapes, `None` where unknown.
+        teacher_shape: static shape.
+        student_shape: static shape.
         output: the name of the output, for the message.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     received = _received(teacher_shape, student_shape, output)
     if len(teacher_shape) != len(student_shape):
@@ -76,12 +98,18 @@ def check_same_shape(teacher_shape, student_shape, output=""):
                 )
 
 
-def check_same_classes(teacher_shape, student_shape, output=""):
-    """Raise if two outputs can't be compared as softmax distributions.
+def check_same_classes(
+    teacher_shape: Shape, student_shape: Shape, output: str = ""
+) -> None:
+    """Check that two outputs can be compared as softmax distributions.
 
     Args:
-        teacher_shape, student_shape: static shapes, `None` where unknown.
+        teacher_shape: static shape.
+        student_shape: static shape.
         output: the name of the output, for the message.
+
+    Raises:
+        ValueError: if the shapes differ, or if there is only one class.
     """
     received = _received(teacher_shape, student_shape, output)
     if len(teacher_shape) == len(student_shape) > 0:
@@ -90,16 +118,16 @@ def check_same_classes(teacher_shape, student_shape, output=""):
         if known and teacher_classes != student_classes:
             raise ValueError(
                 f"The teacher predicts {teacher_classes} classes and the "
-                f"student {student_classes}. {received} Give the student a "
-                f"last layer with {teacher_classes} units, or wrap the teacher "
+                f"student {student_classes}. {received} Use a last layer with "
+                f"{teacher_classes} units in the student, or wrap the teacher "
                 "in a model that selects the student's classes."
             )
         if student_classes == 1 or len(student_shape) == 1:
             raise ValueError(
-                "A softmax over a single class is always 1, so there is "
-                f"nothing to learn from it. {received} For one sigmoid unit "
-                "use `BinaryKD()`, for a value `ValueMatching()`, or give both "
-                "models two units for two classes."
+                "A softmax over a single class is always 1, so the student "
+                f"learns nothing from it. {received} Use `BinaryKD()` for a "
+                "sigmoid unit, `ValueMatching()` for a value, or two units for "
+                "two classes in both models."
             )
     check_same_shape(teacher_shape, student_shape, output)
 

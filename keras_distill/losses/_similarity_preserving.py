@@ -1,8 +1,9 @@
-"""SimilarityPreserving: which samples of a batch are alike."""
+"""SimilarityPreserving: compares which samples of a batch are similar."""
 
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses import _relational_loss
 from keras_distill.losses._distance import unit_vector
 from keras_distill.losses._relational_loss import RelationalLoss
@@ -10,7 +11,7 @@ from keras_distill.losses._relational_loss import RelationalLoss
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SimilarityPreserving(RelationalLoss):
-    """Compares which samples of a batch are similar, for each sample.
+    """Compares the similarities between the samples of a batch.
 
     With the features as a matrix `F` of shape `(batch, all)`:
 
@@ -18,14 +19,15 @@ class SimilarityPreserving(RelationalLoss):
         loss_i = mean_j (G_ij(teacher) - G_ij(student))^2
 
     The mean over the batch is the published `1/b^2 ||G_T - G_S||_F^2`. The
-    features may have any width, resolution and rank, and need no projector.
+    features may have any width, resolution and rank, and require no projector.
 
-    The relations are those of one batch, so it wants batches of more than a few
-    samples. On several devices, each compares within its own share of the
-    batch, except on JAX, where the batch stays one.
+    The loss compares the samples of one batch, so it requires batches of more
+    than a few samples. On several devices, each device compares the samples of
+    its own part of the batch, except on JAX, which compares the whole batch.
 
     Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation",
-    https://arxiv.org/abs/1907.09682. The paper weighs it with 3000 on CIFAR-10.
+    https://arxiv.org/abs/1907.09682. The paper uses a weight of 3000 on
+    CIFAR-10.
 
     Args:
         reduction: as in `keras.losses.Loss`.
@@ -36,11 +38,11 @@ class SimilarityPreserving(RelationalLoss):
         y_true: the teacher's feature, `(batch, ...)`.
         y_pred: the student's feature, `(batch, ...)`.
         sample_weight: optional weights `(batch,)` or per place. Samples of
-            weight 0 are no part of the relations, and places of weight 0 no
-            part of the features.
+            weight 0 are left out of the relations, and places of weight 0 are
+            left out of the features.
 
     Raises:
-        ValueError: if the weights have other places than the features.
+        ValueError: if the places of the weights and the features differ.
 
     Example:
 
@@ -58,13 +60,18 @@ class SimilarityPreserving(RelationalLoss):
     def __init__(
         self,
         *,
-        reduction="sum_over_batch_size",
-        name="similarity_preserving",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "similarity_preserving",
+        dtype: str | None = "float32",
+    ) -> None:
         super().__init__(reduction, name, dtype)
 
-    def call(self, y_true, y_pred, sample_weight=None):
+    def call(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         masks = [
             _relational_loss.mask_of(sample_weight, feature)
             for feature in (y_true, y_pred)
@@ -77,9 +84,10 @@ class SimilarityPreserving(RelationalLoss):
 
 
 def _similarities(feature, mask):
-    """Return the similarities of all samples, rows of unit length."""
+    """Return the similarities `(batch, batch)`, rows of unit length."""
     feature = _relational_loss.flat(ops.cast(feature, "float32"), mask)
-    # They have no scale, so no product need overflow.
+    # Divided by the maximum, which changes nothing at unit length: products of
+    # large values would overflow.
     peak = ops.max(ops.abs(feature))
     peak = ops.stop_gradient(ops.where(peak < 1e-12, 1.0, peak))
     feature = feature / peak

@@ -1,42 +1,48 @@
-"""What the values of a batch say against the arguments of a loss.
+"""Checks of the values of a batch: outputs and labels that cannot be right.
 
-A compiled step can't raise. These functions count what is wrong in a batch, and
-`ValueWatch` raises when the count arrives with the logs. What can be told from
-the models' last layers is refused at `compile()` already; functions, subclassed
-models and labels show what they are in their values alone.
+A compiled step cannot raise an error. These functions count wrong values, and
+`ValueWatch` raises when it reads the counts from the logs. Contradictions that
+are visible in the models' last layers are refused by `compile()`. For
+functions, subclassed models and labels, only the values can be checked.
 """
 
 import warnings
 
+import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses import _shapes
 from keras_distill.losses._label_loss import as_one_hot_or_sparse
 
-# So many rows tell enough, and looking at them costs nothing.
+# The number of rows that are checked. It is small, so that the check is fast.
 _ROWS = 64
-# Logits that happen to lie between 0 and 1 are fewer than this.
-_FEWEST = 32
+# In smaller batches, logits can lie between 0 and 1 by chance.
+_MIN_BATCH = 32
 
 
-def contradicts(outputs, predicts, from_logits):
-    """Return 1 if outputs are no logits (or no probabilities), else 0.
+def contradicts(
+    outputs: Tensor, predicts: str | None, from_logits: bool
+) -> Tensor:
+    """Return 1 if outputs contradict `from_logits`, else 0.
 
     Args:
         outputs: `(batch, ...)`.
-        predicts: `"classes"`, `"labels"`, or anything else, which is never
-            contradicted.
-        from_logits: bool, as the loss has it.
+        predicts: as the attribute of `DistillationLoss`. Only `"classes"` and
+            `"labels"` are checked.
+        from_logits: bool. Whether the outputs should be logits.
     """
     if predicts == "classes":
-        return _no_logits(outputs) if from_logits else _no_softmax(outputs)
+        if from_logits:
+            return _are_probabilities(outputs)
+        return _are_not_probabilities(outputs)
     if predicts == "labels":
         outputs = ops.cast(ops.reshape(outputs, (-1,))[: 16 * _ROWS], "float32")
         inside = ops.logical_and(outputs >= 0.0, outputs <= 1.0)
         if not from_logits:
             return _as_float(ops.logical_not(ops.all(inside)))
-        many = ops.shape(outputs)[0] >= _FEWEST
-        return _as_float(ops.logical_and(ops.all(inside), many))
+        enough = ops.shape(outputs)[0] >= _MIN_BATCH
+        return _as_float(ops.logical_and(ops.all(inside), enough))
     return 0.0
 
 
@@ -45,42 +51,46 @@ def _rows(outputs):
     return ops.cast(rows, "float32")
 
 
-def _no_logits(outputs):
-    """Every row is a probability distribution."""
+def _are_probabilities(outputs):
+    """Return 1 if every row is a probability distribution."""
     rows = _rows(outputs)
     close = ops.abs(ops.sum(rows, axis=-1) - 1.0) < 1e-3
     return _as_float(ops.logical_and(ops.all(rows >= 0.0), ops.all(close)))
 
 
-def _no_softmax(outputs):
-    """A row is no probability distribution, up to half precision."""
+def _are_not_probabilities(outputs):
+    """Return 1 if a row is not a distribution, at half precision."""
     rows = _rows(outputs)
     far = ops.abs(ops.sum(rows, axis=-1) - 1.0) > 0.05
     return _as_float(ops.logical_or(ops.any(rows < -1e-3), ops.any(far)))
 
 
-def bad_labels(labels, outputs, predicts, weights):
-    """Return for how many samples or places labels can't be right.
+def bad_labels(
+    labels: Tensor, outputs: Tensor, predicts: str, weights: Tensor | None
+) -> Tensor:
+    """Return the number of samples or places with invalid labels.
 
-    Class indices must be whole numbers from 0 to the number of classes, and
-    one-hot labels probabilities that add up to 1, or all 0. Of several labels
-    each must lie between 0 and 1.
+    Class indices must be whole numbers from 0 to the number of classes - 1.
+    One-hot labels must be probabilities that add up to 1, or all 0. Independent
+    labels must lie between 0 and 1.
 
     Args:
         labels: as for `ClassicKD`, or for `BinaryKD`.
         outputs: the student's outputs.
         predicts: `"classes"` or `"labels"`.
         weights: float, one for each place of the outputs, or `None`. Labels of
-            weight 0 may be anything.
+            weight 0 are not checked.
     """
-    wrong = _no_classes if predicts == "classes" else _no_shares
-    bad = _as_float(wrong(ops.cast(labels, "float32"), outputs))
+    is_invalid = (
+        _are_invalid_classes if predicts == "classes" else _are_invalid_labels
+    )
+    bad = _as_float(is_invalid(ops.cast(labels, "float32"), outputs))
     if weights is not None:
         bad = bad * _as_float(ops.not_equal(weights, 0.0))
     return ops.sum(bad)
 
 
-def _no_classes(labels, outputs):
+def _are_invalid_classes(labels, outputs):
     if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
         return ops.logical_or(
             ops.any(labels < 0.0, axis=-1),
@@ -91,24 +101,24 @@ def _no_classes(labels, outputs):
     return ops.not_equal(labels, nearest)
 
 
-def _no_shares(labels, outputs):
+def _are_invalid_labels(labels, outputs):
     if not _shapes.fits(labels.shape, outputs.shape):
-        return 0.0  # The loss says what is wrong.
+        return 0.0  # The loss raises the error.
     labels = _shapes.like(labels, outputs)
     bad = ops.not_equal(labels, ops.clip(labels, 0.0, 1.0))
     return ops.any(bad, axis=-1) if len(bad.shape) > 1 else bad
 
 
-def warn_of_coordinates(labels, loss):
-    """Warn if labels look like coordinates behind a view that moves pixels."""
+def warn_of_coordinates(labels: Tensor, loss: keras.losses.Loss) -> None:
+    """Warn if labels look like coordinates, after a view that moves pixels."""
     if len(labels.shape) in (2, 3) and labels.shape[-1] in (2, 4):
         warnings.warn(
-            "The view moves pixels, and labels of values stay as they are: "
-            "right for an age or a price, wrong for boxes and key points. "
-            f"Received: labels of shape {tuple(labels.shape)} for the loss "
-            f"{loss.name!r}. Move coordinates in the data pipeline, or give "
-            "the labels no weight (`alpha=1`): the teacher's values are those "
-            "of the view.",
+            "The view moves pixels, but it does not change labels that are "
+            "values. This is right for an age or a price, and wrong for boxes "
+            f"and key points. Received: labels of shape {tuple(labels.shape)} "
+            f"for the loss {loss.name!r}. Augment coordinates in the data "
+            "pipeline, or use `alpha=1` to train without labels: the teacher "
+            "predicts for the view.",
             stacklevel=2,
         )
 

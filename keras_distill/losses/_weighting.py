@@ -1,39 +1,58 @@
-"""How much each sample and place counts: weights, masks and their reduction.
+"""Weights and masks per sample and place, and the reduction of a loss.
 
-Values, weights and masks of one output agree in their leading axes: the batch,
-then the places (tokens, pixels). A weight per sample counts for all places of
-its sample, and a weight per place for that place alone. Keras aligns ranks that
-differ by one; here every rank is aligned, and what can't be is refused.
+The values, weights and masks of one output have the same leading axes: the
+batch, then the places (tokens, pixels). A weight per sample counts for all
+places of this sample, and a weight per place only for this place. Keras aligns
+ranks that differ by one. Here all ranks are aligned, and other shapes are
+refused.
 """
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import _backend
 from keras_distill._keras_internals import get_keras_mask
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 
 
 class FunctionLoss(keras.losses.Loss):
-    """A function of `(y_true, y_pred)` to values per sample, as a loss."""
+    """A Keras loss for a function `(y_true, y_pred) -> values per sample`.
 
-    def __init__(self, function, **kwargs):
+    Args:
+        function: the function.
+        **kwargs: arguments of `keras.losses.Loss`.
+    """
+
+    def __init__(self, function: Callable, **kwargs: Any) -> None:
         super().__init__(name=getattr(function, "__name__", "loss"), **kwargs)
         self.call = function
 
 
-def weighted_value(function, loss, target, output, weights):
-    """Return the reduced value of a loss, weighed and masked per place.
+def weighted_value(
+    function: Callable[[Tensors, Tensor], Tensor],
+    loss: keras.losses.Loss,
+    target: Tensors,
+    output: Tensor,
+    weights: Tensor | None,
+) -> Tensor:
+    """Return the reduced value of a loss, weighted and masked per place.
 
     Args:
         function: maps `(target, output)` to values `(batch, places...)`.
-        loss: the Keras loss that it is a part of, whose reduction and dtype
-            are taken.
+        loss: the Keras loss that the function is a part of. Its reduction and
+            dtype are used.
         target: a structure of tensors.
-        output: a tensor. Its Keras mask counts, as in Keras's own losses.
+        output: a tensor. Its Keras mask is applied, as in Keras's own losses.
         weights: `None`, or weights `(batch,)`, `(batch, 1)` or per place.
 
     Raises:
-        ValueError: if the weights or the mask don't fit the values.
+        ValueError: if the shapes of the weights or the mask do not match the
+            values.
     """
 
     def converted(tensor):
@@ -45,9 +64,9 @@ def weighted_value(function, loss, target, output, weights):
     )
     if len(values.shape) == 0 and hasattr(loss, "predicts"):
         raise ValueError(
-            f"A loss must return one value per sample. Received: one number "
-            f"from {type(loss).__name__}, which can't be weighed. Leave out "
-            "its own mean over the batch."
+            "A loss must return one value per sample or place. Received: a "
+            f"single number from {type(loss).__name__}. Remove the mean over "
+            "the batch from its `call`, so that weights can be applied."
         )
     if mask is not None:
         values = mean_to_rank(values, len(mask.shape))
@@ -55,52 +74,61 @@ def weighted_value(function, loss, target, output, weights):
     if weights is not None:
         weights = filled(aligned(weights, values.shape), values)
 
-    def given(y_true, y_pred):
+    def computed_values(y_true, y_pred):
         return values
 
-    reduced = FunctionLoss(given, reduction=loss.reduction, dtype=loss.dtype)
+    # Keras applies its mask, the weights and the reduction.
+    reduced = FunctionLoss(
+        computed_values, reduction=loss.reduction, dtype=loss.dtype
+    )
     return reduced(output, output, weights)
 
 
-def aligned(weights, shape):
-    """Return weights of the rank of `shape`, which broadcast to it.
+def aligned(weights: Tensor, shape: Sequence[int | None]) -> Tensor:
+    """Return weights with the rank of `shape`, which broadcast to it.
 
     Args:
         weights: `(batch,)`, `(batch, 1)`, or per place with or without a last
-            axis of 1.
+            axis of size 1.
         shape: the shape of the values, `(batch, places...)`.
 
     Raises:
-        ValueError: if the weights don't fit.
+        ValueError: if the shapes do not match.
     """
     weights = ops.convert_to_tensor(weights)
-    given, rank = tuple(weights.shape), len(shape)
-    if len(given) == rank + 1 and given[-1] == 1:
+    received, rank = tuple(weights.shape), len(shape)
+    if len(received) == rank + 1 and received[-1] == 1:
         weights = ops.squeeze(weights, axis=-1)
     while len(weights.shape) < rank:
         weights = ops.expand_dims(weights, axis=-1)
-    _check_fits("sample_weight", weights.shape, shape, given)
+    _check_fits("sample_weight", weights.shape, shape, received)
     return weights
 
 
-def filled(weights, values):
-    """Return a copy of aligned weights that has the shape of the values.
+def filled(weights: Tensor, values: Tensor) -> Tensor:
+    """Return a copy of aligned weights with the shape of the values.
 
-    Beside a mask, Keras multiplies weights in place. On PyTorch they must have
-    the shape of the mask then, and the caller's own array would change.
+    If there is a mask, Keras multiplies weights in place. On PyTorch, this
+    requires weights of the shape of the mask, and it would change the caller's
+    array.
     """
     return ops.multiply(
         ops.cast(weights, "float32"), ops.ones_like(values, dtype="float32")
     )
 
 
-def per_place(weights, mask, shape):
-    """Return weights times mask, float of `shape`, or `None` without both.
+def per_place(
+    weights: Tensor | None, mask: Tensor | None, shape: Sequence[int | None]
+) -> Tensor | None:
+    """Return weights times mask, or `None` if there are neither.
 
     Args:
         weights: as for `aligned`, or `None`.
         mask: the Keras mask of an output, or `None`.
         shape: the shape of the places of that output, `(batch, places...)`.
+
+    Returns:
+        A float tensor that broadcasts to `shape`.
     """
     counts = [w for w in (weights, mask) if w is not None]
     if not counts:
@@ -111,29 +139,35 @@ def per_place(weights, mask, shape):
     return product
 
 
-def mean_to_rank(values, rank):
-    """Return values with the axes after the first `rank` averaged."""
+def mean_to_rank(values: Tensor, rank: int) -> Tensor:
+    """Return values averaged over all axes after the first `rank` axes."""
     extra = tuple(range(rank, len(values.shape)))
     return ops.mean(values, axis=extra) if extra else values
 
 
-def _check_fits(name, shape, values_shape, given=None):
+def _check_fits(name, shape, values_shape, received=None):
     fits = len(shape) == len(values_shape) and all(
         size in (1, None) or other in (size, None)
         for size, other in zip(shape, values_shape)
     )
     if not fits:
         raise ValueError(
-            f"The {name} must have one value per sample or per place of the "
-            f"values that it weighs. Received: {name} of shape "
-            f"{tuple(given or shape)} for values of shape "
-            f"{tuple(values_shape)}. A loss has to return one value per place, "
-            "with the mean over the last axis alone, to be weighed per place."
+            f"The {name} must have one value per sample or per place. "
+            f"Received: {name} of shape {tuple(received or shape)} for loss "
+            f"values of shape {tuple(values_shape)}. To use weights per place, "
+            "the loss must return one value per place: a mean over the last "
+            "axis only."
         )
 
 
-def log(tracker, value, output):
-    """Add the value of a part of the loss for a batch to its log."""
+def log(tracker: keras.metrics.Mean, value: Tensor, output: Tensor) -> None:
+    """Add the value of a part of the loss for a batch to its log.
+
+    Args:
+        tracker: the metric that computes the mean over the epoch.
+        value: a scalar.
+        output: any tensor of this batch; only its batch size is read.
+    """
     tracker.update_state(
         value * _backend.num_replicas(), sample_weight=ops.shape(output)[0]
     )

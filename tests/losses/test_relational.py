@@ -318,9 +318,9 @@ def test_weights_out_of_range():
 @pytest.mark.parametrize(
     ("teacher", "student", "message"),
     [
-        ((4, 5), (4, 5), "compares places, and the feature has none"),
-        ((4, 5, 2), (4, 6, 2), "place by place, and theirs differ"),
-        ((4, 3, 3, 2), (4, 9, 2), "place by place, and theirs differ"),
+        ((4, 5), (4, 5), "requires features with places"),
+        ((4, 5, 2), (4, 6, 2), "of the same height and width"),
+        ((4, 3, 3, 2), (4, 9, 2), "of the same height and width"),
     ],
 )
 def test_attention_needs_the_same_places(teacher, student, message):
