@@ -6,6 +6,8 @@ server.
 """
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,8 +18,10 @@ from keras_distill._graphs import _features
 from keras_distill.teachers import _average
 from keras_distill.teachers import _teacher_outputs
 from keras_distill.teachers import _torch_modules
+from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.teachers._live_teacher import is_compilable
 from keras_distill.teachers._live_teacher import run
+from keras_distill.views import ConsistentAugment
 from keras_distill.views._consistent_augment import tensors_of
 from keras_distill.views._consistent_augment import view_of_each
 
@@ -32,7 +36,13 @@ class RecordingStep:
             teachers.
     """
 
-    def __init__(self, live_teacher, augment, predicts, from_logits):
+    def __init__(
+        self,
+        live_teacher: LiveTeacher,
+        augment: ConsistentAugment | None,
+        predicts: str,
+        from_logits: bool,
+    ) -> None:
         self.live_teacher, self.augment = live_teacher, augment
         self.predicts, self.from_logits = predicts, from_logits
         members = live_teacher.members
@@ -49,7 +59,7 @@ class RecordingStep:
                 for each in zip(live_teacher.runners, members)
             ]
 
-    def run(self, x):
+    def run(self, x: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """Return `(outputs, drawn)` of a batch, both as NumPy arrays.
 
         Outputs are float32, in the structure that the teacher returned.
@@ -76,7 +86,7 @@ class RecordingStep:
             _teacher_outputs.check_rows(output, size)
         return outputs, result["drawn"]
 
-    def drawn_per_row(self, x):
+    def drawn_per_row(self, x: Any) -> dict[str, bool]:
         """Return, by name, whether a drawn tensor has a value per image.
 
         Args:
@@ -101,13 +111,13 @@ class RecordingStep:
         return {name: few[name] != many[name] for name in few}
 
     @property
-    def seed_states(self):
+    def seed_states(self) -> list[np.ndarray]:
         """The states of the generators that draw the views."""
         states = [] if self.augment is None else self.augment.variables
         return [np.asarray(keras.ops.convert_to_numpy(s)) for s in states]
 
     @seed_states.setter
-    def seed_states(self, values):
+    def seed_states(self, values: Iterable) -> None:
         states = [] if self.augment is None else self.augment.variables
         for state, value in zip(states, values, strict=True):
             state.assign(np.asarray(value).astype(state.dtype))

@@ -5,6 +5,7 @@ with the teacher's outputs. The training step renders the view from them.
 """
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from keras import tree
 from keras_distill import _backend
 from keras_distill.recording import _recorded_batch
 from keras_distill.recording import _sources
+from keras_distill.recording._recorded_teacher import RecordedTeacher
 
 
 class Replay(keras.utils.PyDataset):
@@ -26,7 +28,13 @@ class Replay(keras.utils.PyDataset):
         ValueError: if this is not the data of the recording.
     """
 
-    def __init__(self, recording, x, y, sample_weight):
+    def __init__(
+        self,
+        recording: RecordedTeacher,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+    ) -> None:
         super().__init__()
         self.recording = recording
         self.epoch = 0  # set by a callback, because training can be resumed
@@ -39,6 +47,7 @@ class Replay(keras.utils.PyDataset):
                 f"{_sources.OTHER_SAMPLES} Received: {source.fingerprint}, "
                 f"recorded: {recorded}."
             )
+        self._batches: _Arrays | _Stream
         if isinstance(source, _sources.ArraySource):
             self._batches = _Arrays(source.arrays, y, sample_weight)
         elif y is not None or sample_weight is not None:
@@ -50,10 +59,10 @@ class Replay(keras.utils.PyDataset):
         else:
             self._batches = _Stream(x)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.recording.num_batches
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         rows = self.recording.rows(self.epoch, index)
         x, y, weight = self._batches.get(self.epoch, index, rows["sample"])
         x = _recorded_batch.join(

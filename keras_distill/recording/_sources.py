@@ -6,6 +6,8 @@ by a checksum of each sample as it is read.
 """
 
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -63,7 +65,7 @@ def _is_array(value):
 class ArraySource:
     """Arrays, read in an order that is drawn from a seed and the epoch."""
 
-    def __init__(self, arrays, batch_size, seed):
+    def __init__(self, arrays: Any, batch_size: int, seed: int | None) -> None:
         self.arrays = tree.map_structure(np.asarray, arrays)
         lengths = {len(array) for array in tree.flatten(self.arrays)}
         if len(lengths) != 1 or 0 in lengths:
@@ -75,11 +77,11 @@ class ArraySource:
         self.batch_size, self.seed = batch_size, seed
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> dict:
         leaves = tree.flatten(self.arrays)
         checksum = 0
         for leaf in leaves:
-            checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
         return {
             "kind": "arrays",
             "shapes": [list(leaf.shape) for leaf in leaves],
@@ -89,7 +91,7 @@ class ArraySource:
             "seed": self.seed,
         }
 
-    def epoch(self, index):
+    def epoch(self, index: int) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield `(x, indices of the samples)` for each batch of an epoch."""
         order = np.arange(self.num_rows)
         if self.seed is not None:
@@ -105,15 +107,15 @@ class StreamSource:
 
     num_rows = None  # unknown before an epoch was read
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> dict:
         # The samples of a stream are checked one by one.
         return {"kind": "stream"}
 
-    def epoch(self, index):
+    def epoch(self, index: int) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield `(x, checksums of the samples)` for each batch of an epoch."""
         for batch in batches_of(self.dataset):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)

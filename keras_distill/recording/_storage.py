@@ -21,7 +21,10 @@ moment leaves a recording that is valid up to its last complete shard.
 """
 
 import json
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +45,20 @@ class OutputFields:
         from_logits: bool. Whether outputs are logits or probabilities.
     """
 
-    def __init__(self, name, shape, dtype, top_k, from_logits):
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        top_k: int | None,
+        from_logits: bool,
+    ) -> None:
         self.name, self.shape = name, tuple(shape)
         self.dtype = np.dtype(dtype)
         self.top_k, self.from_logits = top_k, from_logits
 
     @property
-    def fields(self):
+    def fields(self) -> list[tuple]:
         """List of `(name, dtype, shape)`."""
         if self.top_k is None:
             return [(self.name, self.dtype, self.shape)]
@@ -60,7 +70,7 @@ class OutputFields:
             (f"{self.name}_log_rest", self.dtype, self.shape[:-1]),
         ]
 
-    def write(self, rows, outputs):
+    def write(self, rows: np.ndarray, outputs: np.ndarray) -> None:
         """Write outputs `(batch, *shape)` into rows.
 
         Raises:
@@ -91,7 +101,7 @@ class OutputFields:
             )
         return outputs
 
-    def read(self, rows):
+    def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the outputs `(batch, *shape)` in float32."""
         if self.top_k is None:
             return rows[self.name].astype("float32")
@@ -139,10 +149,10 @@ class Shards:
         ValueError: if a shard of the manifest is missing or truncated.
     """
 
-    def __init__(self, path, manifest):
+    def __init__(self, path: str | os.PathLike[str], manifest: dict) -> None:
         self.path, self.manifest = pathlib.Path(path), manifest
         self.dtype = np.dtype([_field(f) for f in manifest["fields"]])
-        self._maps = {}
+        self._maps: dict[int, np.ndarray] = {}
         for index, shard in enumerate(manifest["shards"]):
             file = self._file(index)
             if not file.exists() or file.stat().st_size != shard["bytes"]:
@@ -154,13 +164,13 @@ class Shards:
         self._ends = np.cumsum([s["rows"] for s in manifest["shards"]] or [0])
 
     @property
-    def num_rows(self):
+    def num_rows(self) -> int:
         return int(self._ends[-1])
 
     def _file(self, index):
         return self.path / f"shard-{index:05d}.npy"
 
-    def read(self, start, stop):
+    def read(self, start: int, stop: int) -> np.ndarray:
         """Return a copy of the rows from `start` to `stop`."""
         parts = []
         while start < stop:
@@ -173,7 +183,7 @@ class Shards:
             start = end
         return np.concatenate(parts)
 
-    def append(self, batches, **changes):
+    def append(self, batches: list[np.ndarray], **changes: Any) -> None:
         """Write rows as one complete shard.
 
         Args:

@@ -1,5 +1,6 @@
 """RecordingWriter: runs the teacher on all epochs and writes the rows."""
 
+import pathlib
 import time
 
 import keras
@@ -8,6 +9,7 @@ from keras import tree
 
 from keras_distill.recording import _sources
 from keras_distill.recording import _storage
+from keras_distill.recording._recording_step import RecordingStep
 
 # A shard is complete when it has this many bytes, or took this many seconds. A
 # killed process loses at most one shard.
@@ -25,15 +27,22 @@ class RecordingWriter:
         step: the `RecordingStep`.
     """
 
-    def __init__(self, path, manifest, source, step):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        manifest: dict,
+        source: _sources.ArraySource | _sources.StreamSource,
+        step: RecordingStep,
+    ) -> None:
         self._shards = _storage.Shards(path, manifest)
         self._manifest = manifest
         self._source, self._step = source, step
         self._output_fields = _storage.output_fields(manifest)
         step.seed_states = manifest["seed_states"]
-        self._unsaved, self._since = [], time.monotonic()
+        self._unsaved: list[np.ndarray] = []
+        self._since = time.monotonic()
 
-    def write(self, verbose):
+    def write(self, verbose: int) -> None:
         """Write all epochs of the manifest.
 
         Args:

@@ -112,9 +112,9 @@ class LiveTeacher:
             self.members[0], keras.Model
         ):
             raise ValueError(
-                "Hints require a single teacher model, whose layers they "
-                f"name. Received: teacher={self.given!r}. Pass one "
-                "keras.Model, or remove `hints`."
+                "Hints require one teacher model, whose layers they name. "
+                f"Received: teacher={self.given!r}. Pass one keras.Model, or "
+                "remove `hints`."
             )
         model = getattr(self.runners[0], "clone", self.members[0])
         return find_layer(model, path, "teacher_layer")

@@ -11,6 +11,8 @@ every step; `fold_batch_norm` folds once, into a copy.
 
 import keras
 
+from keras_distill._typing import Tensors
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -27,7 +29,7 @@ class InPrecision:
         ValueError: if the precision is unknown, or the model cannot be cloned.
     """
 
-    def __init__(self, model, dtype):
+    def __init__(self, model: keras.Model, dtype: str) -> None:
         if dtype not in PRECISIONS:
             raise ValueError(
                 f"`teacher_dtype` must be one of {PRECISIONS} or None. "
@@ -43,7 +45,7 @@ class InPrecision:
         policy = dtype if dtype == "float32" else f"mixed_{dtype}"
         self.clone = _clone(model, policy)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Tensors) -> Tensors:
         outputs, _ = self.clone.stateless_call(
             [variable.value for variable in self.model.trainable_variables],
             [variable.value for variable in self.model.non_trainable_variables],
