@@ -76,11 +76,19 @@ base = keras.applications.MobileNetV2(
     pooling="avg",
     weights=str(weights) if weights.exists() else "imagenet",
 )
-inputs = keras.Input((SIZE, SIZE, 3))
-h = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-h = base(h, training=False)  # Its normalizations stay as they are.
-outputs = layers.Dense(102)(layers.Dropout(0.2)(h))
-teacher = keras.Model(inputs, outputs, name="mobilenet_v2")
+for layer in base.layers:  # Batches are too few for new statistics.
+    if isinstance(layer, layers.BatchNormalization):
+        layer.trainable = False
+teacher = keras.Sequential(
+    [
+        keras.Input((SIZE, SIZE, 3)),
+        layers.Rescaling(1 / 127.5, offset=-1.0),
+        base,
+        layers.Dropout(0.2),
+        layers.Dense(102),
+    ],
+    name="teacher",
+)
 
 
 def views(smallest_area, *mix):

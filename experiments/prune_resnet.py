@@ -73,6 +73,7 @@ def main():
         comparison = compare(
             {whole.name: whole, "half": half},
             scored,
+            litert=() if options.smoke else None,
             representative_data=data[0][:512],
         )
         print(comparison)

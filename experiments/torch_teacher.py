@@ -100,7 +100,7 @@ folder, epochs = options.workdir / "recording", options.recorded_epochs
 record_teacher(teacher, x_taught, folder, epochs=epochs, **given)
 recording = RecordedTeacher(folder)
 rows = recording.rows(0, 0)
-view, _ = augment.draw(x_taught[rows["sample"]], recording.drawn(rows))
+view, _ = augment.draw(x_taught[rows["sample"]], recording.drawn_in(rows))
 exact = outputs(teacher, keras.ops.convert_to_numpy(view["teacher"])).numpy()
 error = np.abs(recording.outputs_in(rows)["output_0"] - exact).max()
 

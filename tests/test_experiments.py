@@ -37,8 +37,17 @@ def experiments_are_importable(monkeypatch):
 def run(tmp_path, monkeypatch, capsys):
     """Return a function that runs an experiment and returns what it prints.
 
-    It runs in this process, which has imported the backend already.
+    It runs in this process, which has imported the backend already. A smoke run
+    has a few steps per model, which take less time than their compilation.
     """
+    compile_model = keras.Model.compile
+
+    def compile_eagerly(self, *args, **kwargs):
+        eager = {"run_eagerly": True, "jit_compile": False}
+        kwargs.pop("steps_per_execution", None)
+        return compile_model(self, *args, **{**kwargs, **eager})
+
+    monkeypatch.setattr(keras.Model, "compile", compile_eagerly)
     monkeypatch.chdir(tmp_path)
 
     def run(experiment, *arguments):
@@ -186,6 +195,8 @@ def test_prune_resnet(run, tmp_path):
     assert "accuracy" in (tmp_path / "runs/comparison.md").read_text()
 
 
+# The teacher has no normalizations, and so fewer parameters.
+@pytest.mark.filterwarnings("ignore:The student is larger:UserWarning")
 def test_share_resnet(run, tmp_path):
     run("share_resnet.py", "--smoke")
     (row,) = rows_of(tmp_path / "runs/results.json")
