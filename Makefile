@@ -7,18 +7,35 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test suite lint docs wheel bench clean notebooks nightly
+.PHONY: demo test checks suite suite-torch lint docs wheel bench clean \
+	notebooks nightly test-oldest test-newest
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python experiments/digits.py
 
-test: lint docs wheel suite
+# The checks use one core most of the time, so they run beside the suite.
+test: $(VENV)/dev-installed
+	$(MAKE) -j 2 --output-sync=target checks suite
 	@echo "All checks passed."
 
-suite: suite-tensorflow suite-jax suite-torch
+checks: lint docs wheel
+
+# One backend after the other: each uses both cores.
+suite: $(VENV)/dev-installed
+	$(MAKE) -j 1 suite-tensorflow suite-jax suite-torch
+
+# These tests run with XLA's own optimisation level, as users compile. All others
+# run with the lowest, see tests/conftest.py. PyTorch does not use XLA.
+AS_USERS_COMPILE := tests/test_invariants.py tests/test_training_loops.py \
+	tests/losses/test_against_float64.py
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 suite-%: $(VENV)/dev-installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	KERAS_BACKEND=$* XLA_FLAGS= $(PYTEST) $(AS_USERS_COMPILE)
+	KERAS_BACKEND=$* $(PYTEST) $(AS_USERS_COMPILE:%=--ignore=%)
+
+suite-torch: $(VENV)/dev-installed
+	KERAS_BACKEND=torch $(PYTEST)
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
@@ -43,6 +60,23 @@ bench: $(VENV)/dev-installed
 	KERAS_BACKEND=jax $(BIN)/python -m benchmarks.run
 	KERAS_BACKEND=torch $(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+
+# The suite on the oldest versions that pyproject.toml allows, and on the newest
+# of the registry, each in an environment of its own.
+test-oldest: constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install -q -c constraints-oldest.txt torch
+	build/oldest/bin/python -m pip install -q -c constraints-oldest.txt -e '.[dev]'
+	$(MAKE) BIN=build/oldest/bin versions-tensorflow versions-jax versions-torch
+
+test-newest:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install -q -U torch
+	build/newest/bin/python -m pip install -q -U -e '.[dev]'
+	$(MAKE) BIN=build/newest/bin versions-tensorflow versions-jax versions-torch
+
+versions-%:
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The examples as Jupyter notebooks, in build/notebooks.
 notebooks: $(VENV)/dev-installed

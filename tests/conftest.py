@@ -4,7 +4,9 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What a test compiles runs a few times: compiling it well takes longer.
+# A test runs what it compiles a few times only, so that an optimised program
+# would take longer. `make suite` runs some of the tests again as users compile,
+# with `XLA_FLAGS=`.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Imported after TensorFlow, PyTorch crashes the process.
@@ -21,6 +23,24 @@ hypothesis.settings.load_profile("suite")
 
 # What was imported stays: no collection of garbage need look through it.
 gc.freeze()
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "one_backend(name): does not depend on the backend, so it runs on one",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Run tests that do not depend on the backend on one backend only."""
+    elsewhere = []
+    for item in items:
+        marker = item.get_closest_marker("one_backend")
+        if marker and marker.args[0] != keras.backend.backend():
+            elsewhere.append(item)
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def test_names_are_escaped_and_hints_are_listed():
     distiller = Distiller(
         student=mlp(),
         teacher=mlp(8),
-        hints=[Hint("dense", "dense_2", weight=0.1)],
+        hints=[Hint("dense_2", "dense", weight=0.1)],
         name="a<b>c",
     )
     assert "<b>" not in distiller._repr_html_()
