@@ -89,7 +89,9 @@ class HintFeatures:
             can_change: as for `find_in`.
         """
         if not self.has_projectors:
-            specs = map(_features.specs_of, views)
+            specs = [_features.specs_of(view) for view in views]
+            # Before capturing: Keras runs a model twice to build it.
+            _features.output_spec(run_student, specs[1])
             self._make_projectors(live_teacher, run_student, *specs, can_change)
 
     def run_student(self, run):
