@@ -7,7 +7,7 @@ from keras_distill.distiller._step_data import unpack
 from keras_distill.distiller._targets import Targets
 from keras_distill.distiller._targets import View
 from keras_distill.recording import _replay
-from keras_distill.views._consistent_augment import view_of_each
+from keras_distill.views._view_of_each import view_of_each
 
 
 def annotate(data, augment, run_teacher, logs, step):

@@ -12,7 +12,7 @@ from keras_distill._graphs import _features
 from keras_distill.distiller._step_data import unpack
 from keras_distill.distiller._targets import Targets
 from keras_distill.distiller._targets import View
-from keras_distill.views._consistent_augment import view_of_each
+from keras_distill.views._view_of_each import view_of_each
 
 
 def symbolic_batch(data_batch, augment, follows_labels):

@@ -33,16 +33,15 @@ from keras_distill.distiller import _warnings
 from keras_distill.distiller._callback_modes import set_modes
 from keras_distill.distiller._card import html_card
 from keras_distill.distiller._compilation import make_logs
+from keras_distill.distiller._fit_arguments import fit_arguments
+from keras_distill.distiller._fit_arguments import labels_or_empty
 from keras_distill.distiller._hint_features import HintFeatures
 from keras_distill.distiller._objective import Leaf
 from keras_distill.distiller._step_data import StepInputs
-from keras_distill.distiller._step_data import labels_or_empty
 from keras_distill.distiller._step_data import outputs_and_features
-from keras_distill.distiller._step_data import with_labels_or_empty
 from keras_distill.distiller._teacher_metrics import without_teacher_metrics
 from keras_distill.losses import Hint
 from keras_distill.recording import RecordedTeacher
-from keras_distill.recording import _replay
 from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.views import ConsistentAugment
 
@@ -320,16 +319,10 @@ class Distiller(keras.Model):
     ) -> keras.callbacks.History:
         _model_checks.check_not_empty(x)
         _backend.check_processes()
-        arguments = _replay.arguments_of_fit(x, y, args, kwargs)
-        arguments["y"] = labels_or_empty(x, y, arguments)
-        arguments["validation_data"] = with_labels_or_empty(
-            arguments.get("validation_data")
-        )
+        arguments = fit_arguments(x, y, args, kwargs, self._recording)
         if self.compiled:
             self._logs.steps_taken = 0
             set_modes(arguments.get("callbacks"), self._logs.direction_of)
-        if self._recording is not None:
-            arguments = _replay.replayed(self._recording, arguments)
         self._fitting = True
         try:
             history = super().fit(**arguments)
@@ -376,17 +369,15 @@ class Distiller(keras.Model):
         )
 
     def _annotate(self, data, training):
-        run_teacher = functools.partial(
+        run = functools.partial(
             _annotate.run_live, self._live_teacher, self._features
         )
         if self._recording is not None and training:
-            run_teacher = functools.partial(
-                _annotate.run_recorded, self._recording
-            )
+            run = functools.partial(_annotate.run_recorded, self._recording)
         return _annotate.annotate(
             data,
             self.augment if training else None,
-            run_teacher,
+            run,
             self._logs,
             lambda: self.optimizer.iterations,
         )

@@ -22,8 +22,8 @@ from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.teachers._live_teacher import is_compilable
 from keras_distill.teachers._live_teacher import run
 from keras_distill.views import ConsistentAugment
-from keras_distill.views._consistent_augment import tensors_of
-from keras_distill.views._consistent_augment import view_of_each
+from keras_distill.views._transformations import tensors_of
+from keras_distill.views._view_of_each import view_of_each
 
 
 class RecordingStep:

@@ -4,7 +4,6 @@ In each of its batches, the inputs travel with what was drawn for the view and
 with the teacher's outputs. The training step renders the view from them.
 """
 
-import inspect
 from typing import Any
 
 import keras
@@ -145,7 +144,6 @@ class _SetEpoch(keras.callbacks.Callback):
         self.replay.epoch = epoch
 
 
-_FIT = inspect.signature(keras.Model.fit)
 # Arguments of `fit()` that would choose other batches than the recorded ones.
 _FIXED = ("validation_split", "steps_per_epoch")
 
@@ -188,12 +186,6 @@ def replayed(recording, arguments):
         "x": replay,
         "callbacks": [*callbacks, _SetEpoch(replay)],
     }
-
-
-def arguments_of_fit(x, y, args, kwargs):
-    """Return the arguments of a call of `fit()` by name."""
-    arguments = _FIT.bind(None, x, y, *args, **kwargs).arguments
-    return {k: v for k, v in arguments.items() if k != "self"}
 
 
 def teacher_outputs(recording, recorded):
