@@ -257,7 +257,7 @@ def test_non_images():
 
 
 def test_an_augmentation_that_can_not_be_consistent():
-    with pytest.raises(ValueError, match="can't be consistent"):
+    with pytest.raises(ValueError, match="cannot be consistent"):
         Distiller(
             student=cnn(), teacher=cnn(4), augment=layers.GaussianNoise(1.0)
         )

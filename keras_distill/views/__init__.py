@@ -1,7 +1,7 @@
-"""Views: what teacher and student are shown.
+"""Views: the augmented images that teacher and student get.
 
-A view is a batch after random augmentation. It is drawn once, and both models
-get the same one.
+A view is a batch after random augmentation. It is drawn once per step, and both
+models get the same view.
 """
 
 from keras_distill.views._consistent_augment import (

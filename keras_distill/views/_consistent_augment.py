@@ -1,62 +1,67 @@
-"""ConsistentAugment: one random view of a batch, for everyone who looks at it.
+"""ConsistentAugment: one random view of a batch, for both models.
 
 The Distiller draws the view outside both models, so teacher and student get the
-same pixels by construction. What is left to this layer is to make everything
-else agree with those pixels: labels, masks and weights (`_follow.py`), and a
-second rendering of the same view at the teacher's resolution.
+same pixels. This layer also changes labels, masks and weights to match the view
+(`_follow.py`), and can return the same view at the resolution of the teacher.
 """
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
 
 import keras
 from keras import ops
 from keras import tree
 
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.views import _checks
 from keras_distill.views import _follow
 from keras_distill.views import _layer_kinds
 from keras_distill.views import _transformations
-from keras_distill.views._transformations import tensors_of as tensors_of
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ConsistentAugment(keras.layers.Layer):
-    """Chains augmentations, draws each once per batch, applies it to all.
+    """Applies augmentations, with the same random numbers for all data.
 
-    Takes the layers of this package and Keras image layers that split drawing
-    (`get_random_transformation`) from applying (`transform_images`), such as
-    `RandomFlip`, `RandomContrast`, `RandomErasing` or `CutMix`. A layer that
-    can't be consistent is refused by name; use it in the data pipeline instead,
-    where both models see its result anyway.
+    Supported are the layers of this package, and Keras image layers that draw
+    (`get_random_transformation`) and apply (`transform_images`) a
+    transformation in two methods, such as `RandomFlip`, `RandomContrast`,
+    `RandomErasing` or `CutMix`. Other layers are refused. Use them in the data
+    pipeline, where both models get the result anyway.
 
-    Labels, masks and weights follow the view, see `follow`; what can't follow
-    is refused. A layer of your own that changes labels says so by the class
-    attribute `mixes_labels = True`.
+    Labels, masks and weights change with the view, see `follow`. An error is
+    raised if this is not possible. A custom layer that changes labels requires
+    the class attribute `mixes_labels = True`.
 
     Args:
         layers: list of layers, applied in order.
-        seed: int or `None`. If given, one generator draws for all layers and
-            their own seeds are not used; if `None`, each layer draws with its
-            own generator.
+        seed: int or `None`. If given, one generator draws for all layers, and
+            the seeds of the layers are not used. If `None`, each layer draws
+            with its own generator.
         **kwargs: `name` and `dtype`, as for every Keras layer.
 
     Call arguments:
         data: batch of images, or a dict with `"images"` and optionally
             `"labels"`, `"sample_weight"` and `"segmentation_masks"`, which
-            follow as `follow` says. Where layers blend images, labels and
-            masks must be floats (one-hot).
-        training: bool. Whether to augment; otherwise the data passes unchanged.
+            change as described in `follow`. If a layer blends images, labels
+            and masks must be floats (one-hot).
+        training: bool. If `False`, the data is returned unchanged.
 
     Input shape:
-        What the first layer takes: `(batch, height, width, channels)`, or the
-        channels first.
+        The input shape of the first layer: `(batch, height, width, channels)`,
+        or `(batch, channels, height, width)`.
 
     Output shape:
-        What the last layer returns. Behind an `InceptionCrop` with
-        `teacher_size` the images are `{"student": ..., "teacher": ...}`.
+        The output shape of the last layer. With an `InceptionCrop` that has a
+        `teacher_size`, the images are `{"student": ..., "teacher": ...}`.
 
     Raises:
-        TypeError: if `layers` holds something that is not a Keras layer.
-        ValueError: if a layer can't be consistent, does not say what it does
-            to labels, or data formats differ.
+        TypeError: if `layers` contains an object that is not a Keras layer.
+        ValueError: if a layer cannot be consistent, if it is unknown how a
+            layer changes labels, or if the data formats differ.
 
     Example:
 
@@ -74,8 +79,13 @@ class ConsistentAugment(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, layers, seed=None, **kwargs):
-        # Each layer casts for itself.
+    def __init__(
+        self,
+        layers: keras.layers.Layer | Sequence[keras.layers.Layer],
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Without autocast: each layer casts its own inputs.
         super().__init__(autocast=False, **kwargs)
         if isinstance(layers, keras.layers.Layer):
             layers = [layers]
@@ -91,34 +101,37 @@ class ConsistentAugment(keras.layers.Layer):
         self.built = True
 
     @property
-    def mixes_labels(self):
-        """Whether a layer of the chain blends or pastes different images."""
-        return any(map(_layer_kinds.mixes, self.layers))
+    def mixes_labels(self) -> bool:
+        """Whether a layer combines different images of a batch."""
+        return any(map(_layer_kinds.mixes_labels, self.layers))
 
     @property
-    def moves_pixels(self):
-        """Whether a layer of the chain moves pixels, or may.
+    def moves_pixels(self) -> bool:
+        """Whether a layer moves pixels.
 
-        Keras's layers that change colours alone, and those that mix images
-        pixel by pixel, don't; of a layer of your own it can't be known.
+        Layers of Keras that only change colours, or that mix images pixel by
+        pixel, do not move pixels. Custom layers may, so they count as layers
+        that do.
         """
         return any(map(_layer_kinds.moves_pixels, self.layers))
 
-    def draw(self, images, recorded=None):
-        """Draw a view of `images`; return it and the transformations drawn.
+    def draw(
+        self, images: Tensors, recorded: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensors, list[Any]]:
+        """Draw a view of a batch of images.
 
-        Drawing and applying alternate along the chain, since a layer draws for
-        the size that the layer before it returns.
+        Each layer draws for the image size that the layer before it returns, so
+        drawing and applying alternate.
 
         Args:
-            images: batch of images, or a dict or tuple of such batches, to
-                which the same transformations are applied.
-            recorded: dict of what `tensors_of` returned for an earlier
-                drawing on images of this shape, to get that view again.
+            images: batch of images, or a dict or tuple of such batches. All get
+                the same transformations.
+            recorded: dict of the recorded tensors of earlier transformations,
+                for images of the same shape, to get the earlier view again.
 
         Returns:
-            `(view, transformations)`: the images as augmented, and a list with
-            one entry per layer, for `follow`.
+            `(view, transformations)`: the augmented images, and a list with one
+            transformation per layer, for `follow`.
         """
         view = tree.map_structure(ops.convert_to_tensor, images)
         _checks.check_batches(view, self.layers, self.name)
@@ -128,7 +141,7 @@ class ConsistentAugment(keras.layers.Layer):
                 tree.flatten(view)[0], training=True, seed=self.seed_generator
             )
             if recorded is not None:
-                transformation = _transformations.replaced(
+                transformation = _transformations.with_recorded_tensors(
                     transformation, index, recorded
                 )
 
@@ -139,44 +152,50 @@ class ConsistentAugment(keras.layers.Layer):
             transformations.append(transformation)
         return view, transformations
 
-    def follow(self, values, transformations, images, num_classes=None):
-        """Return labels, masks or weights as they belong to the drawn view.
+    def follow(
+        self,
+        values: Tensor,
+        transformations: Sequence[Any],
+        images: Tensors,
+        num_classes: int | None = None,
+    ) -> Tensor:
+        """Return labels, masks or weights that match the drawn view.
 
-        Values per sample (rank 1 and 2) change where layers mix images: `MixUp`
-        blends them with its weights, `keras.layers.CutMix` with the share of
-        its rectangle, a layer of your own in its `transform_labels`.
+        Values per sample (rank 1 and 2) change if a layer mixes images. `MixUp`
+        blends them with its weights, and `keras.layers.CutMix` with the area of
+        its rectangle. A custom layer changes them in its `transform_labels`.
 
-        Maps (rank 3 and 4, with the height and width of the images) follow
-        every layer, with nearest neighbour: dtype and values are kept. `MixUp`
-        blends them pixel by pixel, as floats; `CutMix` pastes them. Layers that
-        erase or change colours leave them. Maps at 1/2, 1/4, ... of the images'
-        height and width follow `InceptionCrop`, `MixUp`, and Keras's crops,
-        `Resizing`, `RandomFlip` and `MixUp`.
+        Maps (rank 3 and 4, with the height and width of the images) are
+        transformed by every layer, with nearest-neighbour interpolation, which
+        keeps dtype and values. `MixUp` blends them pixel by pixel, as floats,
+        and `CutMix` pastes them. Layers that erase or change colours do not
+        change them. Maps at 1/2, 1/4, ... of the height and width are supported
+        by `InceptionCrop`, `MixUp`, and Keras's crops, `Resizing`, `RandomFlip`
+        and `MixUp`.
 
-        Where nothing moves or mixes them, values are returned as they are.
+        If no layer moves or mixes pixels, the values are returned unchanged.
 
         Args:
-            values: one tensor `(batch, ...)`.
-            transformations: what `draw` returned.
+            values: a tensor `(batch, ...)`.
+            transformations: the transformations that `draw` returned.
             images: the images that `draw` got; only static shapes are read.
-            num_classes: int if `values` are class indices, `(batch,)`,
+            num_classes: int if `values` are class indices, of shape `(batch,)`,
                 `(batch, 1)`, `(batch, height, width)` or with one channel, of
-                any dtype: where layers mix images they become one-hot rows,
-                behind the other axes or in the place of the one channel. An
-                index out of range (a void label) gives a row of zeros. `None`
-                for all other values.
+                any dtype. If layers mix images, they become one-hot vectors, on
+                a new last axis or instead of the channel. An index out of range
+                (a void label) gives zeros. `None` for all other values.
 
         Returns:
-            A tensor; `values` itself where it does not change.
+            A tensor, or `values` itself if nothing changes.
 
         Raises:
-            ValueError: if values can't follow: boxes and sequences, where
-                pixels move or mix; maps at another resolution behind layers
-                that draw for that of the images; pixels from outside the image
-                (`fill_mode="constant"`, `RandomPerspective`, padding), which
-                have no label; layers of your own without
-                `transform_segmentation_masks`; maps made flat, `(batch, height
-                * width)`.
+            ValueError: if the values cannot match the view. Reasons are: boxes
+                and sequences, if pixels move or mix; maps at another
+                resolution, with layers that require the resolution of the
+                images; pixels from outside the image (`fill_mode="constant"`,
+                `RandomPerspective`, padding), which have no label; custom
+                layers without `transform_segmentation_masks`; and flattened
+                maps, `(batch, height * width)`.
 
         Example:
 
@@ -198,8 +217,8 @@ class ConsistentAugment(keras.layers.Layer):
             self.layers, values, transformations, images, num_classes
         )
 
-    def view_spec(self, images):
-        """Return symbolic tensors like the view of `images`.
+    def view_spec(self, images: Tensors) -> Tensors:
+        """Return symbolic tensors with the shapes of the view of `images`.
 
         Args:
             images: batch of images, or a dict or tuple of them; only shapes
@@ -219,7 +238,7 @@ class ConsistentAugment(keras.layers.Layer):
 
         return tree.map_structure(view, images)
 
-    def call(self, data, training=True):
+    def call(self, data: Tensors, training: bool = True) -> Tensors:
         if not training:
             return data
         if not (isinstance(data, dict) and "images" in data):
@@ -229,7 +248,7 @@ class ConsistentAugment(keras.layers.Layer):
         for key in ("labels", "segmentation_masks", "sample_weight"):
             if key not in data:
                 continue
-            # Nobody says how many classes there are.
+            # The number of classes is unknown here.
             classes = None if key == "sample_weight" else _follow.UNKNOWN
 
             def follow(values, num_classes=classes):
@@ -240,7 +259,7 @@ class ConsistentAugment(keras.layers.Layer):
             augmented[key] = tree.map_structure(follow, data[key])
         return augmented
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         shapes = input_shape
         for layer in self.layers:
             if isinstance(shapes, dict):
@@ -252,7 +271,7 @@ class ConsistentAugment(keras.layers.Layer):
                 shapes = _layer_kinds.shape_after(layer, tuple(shapes))
         return shapes
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "layers": [
@@ -263,27 +282,10 @@ class ConsistentAugment(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         config["layers"] = [
             keras.saving.deserialize_keras_object(layer)
             for layer in config["layers"]
         ]
         return cls(**config)
-
-
-def view_of_each(view, inputs):
-    """Return `(student's view, teacher's view)` of an augmented batch.
-
-    Args:
-        view: what the augmentation returned for `inputs`.
-        inputs: the batch before. Inputs that have the names "student" and
-            "teacher" themselves are the same for both models.
-    """
-    if _has_both(view) and not _has_both(inputs):
-        return view["student"], view["teacher"]
-    return view, view
-
-
-def _has_both(batch):
-    return isinstance(batch, dict) and set(batch) == {"student", "teacher"}

@@ -1,19 +1,24 @@
-"""What an image batch is, and how a box of it is resampled.
+"""Pure functions on batches of images: checks and resampling."""
 
-Pure functions, shared by the layers of this chapter.
-"""
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 
-def check_images(images, data_format, layer):
-    """Raise unless `images` is a batch of images in `data_format`.
+
+def check_images(images: Tensor, data_format: str, layer: str) -> None:
+    """Check that `images` is a batch of images in `data_format`.
 
     Args:
-        images: anything with a static shape.
+        images: a tensor; only its static shape is read.
         data_format: `"channels_last"` or `"channels_first"`.
-        layer: the name of the layer that asks, for the message.
+        layer: the name of the layer, for the message.
+
+    Raises:
+        ValueError: if the rank is not 4, or if the images look like images in
+            the other data format.
     """
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4:
@@ -30,25 +35,27 @@ def check_images(images, data_format, layer):
         channels, other = (first, last)
     if channels is not None and other in (1, 3) and channels > 4:
         raise ValueError(
-            f"{layer} has data_format={data_format!r}, and the images look "
+            f"{layer} has data_format={data_format!r}, but the images look "
             f"like the other format. Received: shape={shape}. Pass "
             "`data_format` to the layer, or transpose the images."
         )
 
 
-def image_size(images, data_format):
+def image_size(images: Tensor, data_format: str) -> Any:
     """Return the static `(height, width)` of a batch of images."""
     shape = images.shape
     return shape[1:3] if data_format == "channels_last" else shape[2:4]
 
 
-def resample(images, boxes, size, data_format):
-    """Render one box of each image at `size`, with antialiasing.
+def resample(
+    images: Tensor, boxes: Tensor, size: tuple[int, int], data_format: str
+) -> Tensor:
+    """Return one box of each image, resized with antialiasing.
 
-    The triangle filter of bilinear interpolation, widened by the scale where
-    the box shrinks, is separable. So the whole batch is two batched matrix
-    products, which every backend compiles and multiplies fast; there is no
-    gather and no loop over images.
+    The triangle filter of bilinear interpolation is separable. It is widened by
+    the scale if the box is larger than the result. So the whole batch is
+    computed by two batched matrix products, which are fast on every backend,
+    without a gather and without a loop over images.
 
     Args:
         images: float tensor `(batch, height, width, channels)`, or with the
@@ -68,8 +75,8 @@ def resample(images, boxes, size, data_format):
     if data_format == "channels_first":
         images = ops.einsum("boh,bchw->bcow", rows, images)
         return ops.einsum("bpw,bcow->bcop", columns, images)
-    # What the first product returns is what the second one takes: the channels
-    # stay beside the pixels of a column, and nothing is transposed in between.
+    # The first product returns the layout that the second product requires, so
+    # that nothing is transposed between them.
     channels = images.shape[3]
     images = ops.reshape(images, (-1, height, width * channels))
     images = ops.matmul(
@@ -82,8 +89,8 @@ def resample(images, boxes, size, data_format):
     return ops.transpose(images, (0, 3, 1, 2))
 
 
-def resize_axis(features, axis, size):
-    """Resample one axis to `size` places, with the same filter."""
+def resize_axis(features: Tensor, axis: int, size: int) -> Tensor:
+    """Return features with one axis resized to `size`, with the same filter."""
     length = features.shape[axis]
     if length == size:
         return features
@@ -101,16 +108,22 @@ def _filters(start, length, num_pixels, num_samples):
     support = ops.maximum(scale, 1.0)[:, None, None]
     distances = ops.abs(centers[:, :, None] - pixels) / support
     weights = ops.maximum(1.0 - distances, 0.0)
-    # Near the border the filter hangs over the edge: renormalise.
+    # Near the border, a part of the filter is outside: normalize again.
     return weights / ops.sum(weights, axis=-1, keepdims=True)
 
 
-def sample_centers(start, length, num_pixels, num_samples):
-    """Return where the centres of an axis's samples lie, in pixels.
+def sample_centers(
+    start: Tensor, length: Tensor, num_pixels: int, num_samples: int
+) -> Tensor:
+    """Return the centres of the samples along an axis, in pixels.
 
     Args:
-        start, length: float tensors `(batch,)`, as fractions of the axis.
-        num_pixels, num_samples: ints.
+        start: float tensor `(batch,)`, the start of the box as a fraction of
+            the axis.
+        length: float tensor `(batch,)`, the length of the box as a fraction of
+            the axis.
+        num_pixels: int, the size of the axis.
+        num_samples: int, the number of samples in the box.
 
     Returns:
         A float tensor `(batch, num_samples)`.
@@ -120,8 +133,12 @@ def sample_centers(start, length, num_pixels, num_samples):
     return (start * num_pixels)[:, None] + scale[:, None] * samples
 
 
-def standardize_data_format(data_format):
-    """Return `data_format`, or Keras's default where it is `None`."""
+def standardize_data_format(data_format: str | None) -> str:
+    """Return `data_format`, or Keras's default for `None`.
+
+    Raises:
+        ValueError: if it is not a data format.
+    """
     if data_format is None:
         return keras.config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):

@@ -1,44 +1,51 @@
-"""InceptionCrop: a random box of each image, resampled to one size.
+"""InceptionCrop: a random box of each image, resized to one size.
 
-Left out: a choice of interpolation. Antialiased bilinear is what the published
-recipes train with, and one filter keeps the layer two matrix products.
+There is no choice of interpolation. The published recipes use antialiased
+bilinear interpolation, and with one filter the layer is two matrix products.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.views import _images as image_functions
 from keras_distill.views import _maps
 
-# Boxes that stick out of the image are drawn again, as in the original. A
-# compiled step can't loop until one fits, so all tries are drawn at once.
+# A box that is not inside the image is drawn again, as in the original code. A
+# compiled step cannot loop until a box fits, so all tries are drawn at once.
 _TRIES = 10
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class InceptionCrop(keras.layers.Layer):
-    """Crops a random box of random area and shape, one per image, and resizes.
+    """Crops a box of random area and aspect ratio from each image; resizes it.
 
-    The area is uniform in `area_range` (as a share of the image), the aspect
-    ratio log-uniform in `aspect_ratio_range`, the position uniform. A box that
-    does not fit is drawn again, up to 10 times; after that the largest central
-    box of an allowed aspect ratio is taken. The box is resampled with
-    antialiased bilinear interpolation; pixel values keep their range.
+    The area is uniform in `area_range`, the aspect ratio is log-uniform in
+    `aspect_ratio_range`, and the position is uniform. A box that does not fit
+    is drawn again, at most 10 times. If no box fits, the largest central box of
+    an allowed aspect ratio is used. The box is resized with antialiased
+    bilinear interpolation. Pixel values keep their range.
 
     Source: Szegedy et al. 2015, "Going Deeper with Convolutions",
-    https://arxiv.org/abs/1409.4842; the default smallest area of 5 % is that
-    of function matching (Beyer et al. 2022).
+    https://arxiv.org/abs/1409.4842. The default minimum area of 5 % is that of
+    function matching (Beyer et al. 2022, https://arxiv.org/abs/2106.05237).
 
     Args:
-        height, width: size of the result in pixels.
-        area_range: smallest and largest share of the image's area, in (0, 1].
-        aspect_ratio_range: smallest and largest width / height.
+        height: int, height of the result in pixels.
+        width: int, width of the result in pixels.
+        area_range: two floats in (0, 1], the minimum and maximum area of the
+            box as a fraction of the image's area.
+        aspect_ratio_range: two floats above 0, the minimum and maximum of
+            width / height.
         teacher_size: `None`, an int or `(height, width)`. If given, the same
-            box is rendered a second time at this size, and the result is the
-            dict `{"student": ..., "teacher": ...}`.
+            box is also resized to this size, and the result is the dict
+            `{"student": ..., "teacher": ...}`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         seed: int, or `None` for a random one.
@@ -46,18 +53,18 @@ class InceptionCrop(keras.layers.Layer):
 
     Call arguments:
         images: batch of images, integer or float, of any value range.
-        training: bool. Whether to crop; otherwise images pass unchanged.
+        training: bool. If `False`, the images are returned unchanged.
 
     Input shape:
         `(batch, height, width, channels)`, or `(batch, channels, height,
         width)` with `data_format="channels_first"`.
 
     Output shape:
-        The same with the new height and width; float.
+        The input shape with the new height and width; float.
 
     Raises:
-        ValueError: for sizes or ranges out of bounds, a wrong rank, or images
-            in the other data format.
+        ValueError: if a size or range is out of bounds, if the images are not
+            of rank 4, or if they are in the other data format.
 
     Example:
 
@@ -72,17 +79,17 @@ class InceptionCrop(keras.layers.Layer):
 
     def __init__(
         self,
-        height,
-        width,
-        area_range=(0.05, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        teacher_size=None,
-        data_format=None,
-        seed=None,
-        **kwargs,
-    ):
-        # Pixels reach `call` as they are: cast to a half-precision policy on
-        # the way in, they would be rounded before they are resampled.
+        height: int,
+        width: int,
+        area_range: tuple[float, float] = (0.05, 1.0),
+        aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+        teacher_size: int | tuple[int, int] | None = None,
+        data_format: str | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Without autocast: with a half-precision policy, the pixels would be
+        # rounded before they are resized.
         super().__init__(autocast=False, **kwargs)
         self.height = _arguments.positive_int("height", height)
         self.width = _arguments.positive_int("width", width)
@@ -90,30 +97,29 @@ class InceptionCrop(keras.layers.Layer):
         self.aspect_ratio_range = _arguments.positive_range(
             "aspect_ratio_range", aspect_ratio_range
         )
-        self.teacher_size = teacher_size
-        if teacher_size is not None:
-            if not isinstance(teacher_size, (tuple, list)):
-                teacher_size = (teacher_size, teacher_size)
-            if len(teacher_size) != 2:
-                raise ValueError(
-                    "`teacher_size` must be an int or (height, width). "
-                    f"Received: teacher_size={teacher_size!r}"
-                )
-            self.teacher_size = tuple(
-                _arguments.positive_int("teacher_size", v) for v in teacher_size
-            )
+        self.teacher_size = _size_or_none("teacher_size", teacher_size)
         self.data_format = image_functions.standardize_data_format(data_format)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
-    def get_random_transformation(self, images, training=True, seed=None):
-        """Draw the boxes: `{"boxes": (batch, 4)}`, as fractions of the image.
+    def get_random_transformation(
+        self,
+        images: Tensor,
+        training: bool = True,
+        seed: keras.random.SeedGenerator | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Draw one box per image.
 
         Args:
-            images: the batch to draw for; only its shape is read.
-            training: bool. Without it there is nothing to draw (`None`).
-            seed: a `SeedGenerator` to draw with instead of the layer's own.
+            images: batch of images; only its shape is read.
+            training: bool. If `False`, nothing is drawn.
+            seed: a `SeedGenerator` to use instead of the layer's own.
+
+        Returns:
+            `{"boxes": boxes}` with a float tensor `(batch, 4)`: top, left,
+            height and width as fractions of the image. `None` without
+            `training`.
         """
         if not training:
             return None
@@ -126,7 +132,7 @@ class InceptionCrop(keras.layers.Layer):
         low, high = self.area_range
         area = low + (high - low) * uniform[:, 0]  # (batch, tries)
         low, high = (math.log(v) for v in self.aspect_ratio_range)
-        # Width / height in pixels, turned into one in fractions of the image.
+        # Width / height in pixels, converted to fractions of the image.
         aspect = ops.exp(low + (high - low) * uniform[:, 1]) * (height / width)
         box_height = ops.sqrt(area / aspect)
         box_width = ops.sqrt(area * aspect)
@@ -153,13 +159,21 @@ class InceptionCrop(keras.layers.Layer):
         aspect = min(max(width / height, low), high) * height / width
         return min(1.0, 1.0 / aspect), min(1.0, aspect)
 
-    def transform_images(self, images, transformation, training=True):
-        """Render the drawn boxes.
+    def transform_images(
+        self,
+        images: Tensor,
+        transformation: Any,
+        training: bool = True,
+    ) -> Tensors:
+        """Crop the drawn boxes and resize them.
 
         Args:
             images: batch of images.
-            transformation: what `get_random_transformation` returned.
-            training: bool. Without it the images pass unchanged.
+            transformation: the result of `get_random_transformation`.
+            training: bool. If `False`, the images are returned unchanged.
+
+        Returns:
+            A batch of images, or a dict of two batches with `teacher_size`.
         """
         images = ops.convert_to_tensor(images)
         image_functions.check_images(images, self.data_format, self.name)
@@ -181,22 +195,24 @@ class InceptionCrop(keras.layers.Layer):
         return views if self.teacher_size is not None else views["student"]
 
     def transform_segmentation_masks(
-        self, masks, transformation, training=True
-    ):
-        """Take the drawn boxes out of masks, or weights per pixel.
+        self,
+        masks: Tensor,
+        transformation: Any,
+        training: bool = True,
+    ) -> Tensor:
+        """Crop the drawn boxes from masks, or from weights per pixel.
 
-        Nearest neighbour: each pixel of the result is the mask's pixel at its
-        centre, in the mask's dtype. With `teacher_size` the result has the
-        student's size.
+        The interpolation is nearest neighbour, in the dtype of the masks. With
+        `teacher_size`, the result has the student's size.
 
         Args:
-            masks: tensor `(batch, rows, columns)`, or with an axis of channels
-                as the images have it, of any dtype and resolution.
-            transformation: what `get_random_transformation` returned.
-            training: bool. Without it the masks pass unchanged.
+            masks: tensor `(batch, rows, columns)`, or with a channel axis in
+                the data format of the images, of any dtype and resolution.
+            transformation: the result of `get_random_transformation`.
+            training: bool. If `False`, the masks are returned unchanged.
 
         Returns:
-            A tensor `(batch, height, width)`, or with the axis of channels.
+            A tensor `(batch, height, width)`, or with the channel axis.
         """
         masks = ops.convert_to_tensor(masks)
         if not training:
@@ -210,11 +226,13 @@ class InceptionCrop(keras.layers.Layer):
         masks = ops.moveaxis(masks, 1, -1)
         return ops.moveaxis(_maps.render_boxes(masks, boxes, size), -1, 1)
 
-    def call(self, images, training=True):
+    def call(self, images: Tensor, training: bool = True) -> Tensors:
         transformation = self.get_random_transformation(images, training)
         return self.transform_images(images, transformation, training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: Sequence[int | None]
+    ) -> tuple[int | None, ...] | dict[str, tuple[int | None, ...]]:
         def resized(size):
             if self.data_format == "channels_last":
                 return (input_shape[0], *size, input_shape[3])
@@ -225,7 +243,7 @@ class InceptionCrop(keras.layers.Layer):
             return shape
         return {"student": shape, "teacher": resized(self.teacher_size)}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "height": self.height,
@@ -236,3 +254,16 @@ class InceptionCrop(keras.layers.Layer):
             "data_format": self.data_format,
             "seed": self.seed,
         }
+
+
+def _size_or_none(name, size):
+    if size is None:
+        return None
+    if not isinstance(size, (tuple, list)):
+        size = (size, size)
+    if len(size) != 2:
+        raise ValueError(
+            f"`{name}` must be an int or (height, width). "
+            f"Received: {name}={size!r}"
+        )
+    return tuple(_arguments.positive_int(name, length) for length in size)

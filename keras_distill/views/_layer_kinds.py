@@ -1,16 +1,20 @@
-"""What a layer does to labels and to pixels, and who says so.
+"""What a layer does to labels and to pixels.
 
-Keras's layers are known by name. A layer of the user's says it by attributes
-and methods; what it does not say is refused where it matters.
+Layers of Keras are known by name. A custom layer declares it by attributes and
+methods. If it does not, and it matters, the layer is refused.
 """
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from keras_distill.views._mix_up import MixUp
 
 
-def keras_layers(*names):
-    """Return the Keras layers of these names that this Keras has."""
+def keras_layers(*names: str) -> tuple[type, ...]:
+    """Return the Keras layers of these names that this version of Keras has."""
     return tuple(
         getattr(keras.layers, name)
         for name in names
@@ -18,11 +22,11 @@ def keras_layers(*names):
     )
 
 
-# These blend different images of a batch, so labels have to follow. A layer
-# of the user's says so by `mixes_labels = True`.
+# These combine different images of a batch, so labels have to follow. A custom
+# layer declares this by `mixes_labels = True`.
 _MIXING = (MixUp, *keras_layers("MixUp", "CutMix"))
 
-# These leave every pixel where it is.
+# These do not move pixels.
 IN_PLACE = keras_layers(
     "AutoContrast",
     "ContrastLimitedAdaptiveHistogramEqualization",
@@ -42,53 +46,67 @@ IN_PLACE = keras_layers(
     "Solarization",
 )
 
+_TRANSFORMS = {
+    "transform_images",
+    "_transform_images",
+    "transform_segmentation_masks",
+}
 
-def check_labels(layer):
-    """Raise unless it is clear what the layer does to labels."""
+
+def check_labels(layer: keras.layers.Layer) -> None:
+    """Check that it is known what the layer does to labels.
+
+    Raises:
+        ValueError: if the method `transform_labels` and the attribute
+            `mixes_labels` contradict each other, or one of them is missing.
+    """
     kind = type(layer).__name__
-    owner = provider(layer, "transform_labels")
-    says = getattr(layer, "mixes_labels", None)
-    if says and owner is None:
+    owner = defining_class(layer, "transform_labels")
+    declared = getattr(layer, "mixes_labels", None)
+    if declared and owner is None:
         raise ValueError(
-            f"The layer {layer.name!r} ({kind}) says `mixes_labels = True` and "
-            "has no method `transform_labels(labels, transformation, "
-            "training=True)`."
+            "A layer with `mixes_labels = True` must have a method "
+            "`transform_labels(labels, transformation, training=True)`. "
+            f"Received: the layer {layer.name!r} ({kind}) without this method."
         )
-    own = owner is not None and not is_keras(owner)
-    if own and says is None and not mixes(layer):
+    is_custom = owner is not None and not is_keras(owner)
+    if is_custom and declared is None and not mixes_labels(layer):
         raise ValueError(
-            f"The layer {layer.name!r} ({kind}) has a `transform_labels` of "
-            "its own, and does not say whether labels have to go through it. "
-            "Give the class the attribute `mixes_labels = True`: labels and "
-            "weights then reach `transform_labels` as floats, class indices "
-            "as one-hot rows. If the layer leaves labels as they are, write "
-            "`mixes_labels = False`."
+            f"The layer {layer.name!r} ({kind}) has a custom "
+            "`transform_labels`, but no attribute `mixes_labels`. If it "
+            "changes labels, add the class attribute `mixes_labels = True`: "
+            "labels and weights are then passed to `transform_labels` as "
+            "floats, and class indices as one-hot rows. If it leaves labels "
+            "unchanged, add `mixes_labels = False`."
         )
 
 
-def mixes(layer):
-    """Whether a layer changes the labels and weights of its samples."""
+def mixes_labels(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer changes the labels and weights of its samples."""
     if isinstance(layer, _MIXING):
         return True
     return bool(getattr(layer, "mixes_labels", False))
 
 
-def moves_pixels(layer):
-    """Whether a layer moves pixels, or may: a layer of the user's."""
+def moves_pixels(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer moves pixels. A custom layer may, so it does."""
     return known_class(layer, (*IN_PLACE, *_MIXING)) is None
 
 
-def concerns_maps(layer):
-    """Whether maps of the images have to follow a layer."""
-    return moves_pixels(layer) or mixes(layer)
+def changes_maps(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer changes masks and weights per pixel."""
+    return moves_pixels(layer) or mixes_labels(layer)
 
 
-def known_class(layer, classes):
-    """Return the class among `classes` whose transformations a layer has.
+def known_class(
+    layer: keras.layers.Layer, classes: Iterable[type]
+) -> type | None:
+    """Return the class among `classes` that defines a layer's transformation.
 
-    A subclass that transforms images or masks in its own way is another layer:
-    `None`.
+    A subclass that transforms images or masks differently is a different layer:
+    for this one, `None` is returned.
     """
+    classes = tuple(classes)
     for cls in type(layer).__mro__:
         if cls in classes:
             return cls
@@ -97,37 +115,38 @@ def known_class(layer, classes):
     return None
 
 
-_TRANSFORMS = {
-    "transform_images",
-    "_transform_images",
-    "transform_segmentation_masks",
-}
-
-
-def provider(layer, method):
-    """Return the class that a layer has a method from, or `None`."""
+def defining_class(layer: keras.layers.Layer, method: str) -> type | None:
+    """Return the class that defines a method of a layer, or `None`."""
     for cls in type(layer).__mro__:
         if method in vars(cls):
             return cls
     return None
 
 
-def is_keras(cls):
-    """Whether a class comes with Keras."""
+def is_keras(cls: type) -> bool:
+    """Return whether a class is part of Keras."""
     return cls.__module__.split(".")[0] == "keras"
 
 
-def shape_after(layer, shape):
-    """Return the shape that a layer gives images of this shape."""
+def shape_after(layer: keras.layers.Layer, shape: Sequence[int | None]) -> Any:
+    """Return the shape of the images after a layer.
+
+    Args:
+        layer: a layer of images.
+        shape: static shape of the images.
+
+    Returns:
+        A shape, or a dict of two shapes with `teacher_size`.
+    """
     try:
         return layer.compute_output_shape(shape)
     except NotImplementedError:
-        # Keras's answer for a layer that does not say; most keep the shape.
+        # Keras raises it for layers without this method. Most keep the shape.
         return shape
 
 
-def data_format_of(layers):
-    """Return the data format of a chain."""
+def data_format_of(layers: Iterable[keras.layers.Layer]) -> str:
+    """Return the data format of a list of layers."""
     for layer in layers:
         if getattr(layer, "data_format", None) is not None:
             return layer.data_format

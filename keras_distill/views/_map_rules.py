@@ -1,70 +1,88 @@
-"""How each layer's drawing moves a map: one rule per kind of layer.
+"""How each layer transforms maps: one rule per kind of layer.
 
-Keras's own methods for masks cast to the layer's dtype, interpolate where
-images have to be enlarged, or leave the compiled step. So a drawing is applied
-here with nearest neighbour, in the map's own dtype. A rule is a function
-`(layer, maps, transformation, place) -> maps` on maps `(batch, height, width,
-channels)`; a layer without one is refused.
+A map is a mask, or weights or labels per pixel. Keras's own methods for masks
+cast to the layer's dtype, interpolate where images are enlarged, or cannot be
+compiled. So transformations are applied here with nearest-neighbour
+interpolation, in the dtype of the map. A rule is a function `(layer, maps,
+transformation, layout) -> maps` on maps `(batch, height, width, channels)`. A
+layer without a rule is refused.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.views import _layer_kinds
 from keras_distill.views import _maps as map_functions
 from keras_distill.views import _transformations
 from keras_distill.views._inception_crop import InceptionCrop
+from keras_distill.views._map_layout import MapLayout
 from keras_distill.views._mix_up import MixUp
 
 _IN_PIPELINE = "Or augment in the data pipeline, before the Distiller."
 
 
-def rule_of(layer, place):
+def rule_of(
+    layer: keras.layers.Layer, layout: MapLayout
+) -> Callable[..., Tensor]:
     """Return the rule of a layer.
 
     Raises:
-        ValueError: if a map can't follow the layer.
+        ValueError: if a map cannot follow the layer.
     """
     known = _layer_kinds.known_class(layer, tuple(_RULES))
     if known is not None:
         return _RULES[known]
-    owner = _layer_kinds.provider(layer, "transform_segmentation_masks")
+    owner = _layer_kinds.defining_class(layer, "transform_segmentation_masks")
     if owner is None or owner in _RULES or _layer_kinds.is_keras(owner):
         _refuse(
             layer,
-            place,
-            "it does not say what it does to masks. Write the method "
+            layout,
+            "it has no method for masks. Add the method "
             "`transform_segmentation_masks(masks, transformation, training="
-            "True)`, with nearest neighbour; return the masks unchanged if "
-            "the layer only changes colours",
+            "True)` with nearest-neighbour interpolation; if the layer only "
+            "changes colours, return the masks unchanged",
         )
     return by_method
 
 
-def _refuse(layer, place, reason):
+def _refuse(layer, layout, reason):
     raise ValueError(
-        f"Values of shape {place.shape} can't follow the layer {layer.name!r} "
-        f"({type(layer).__name__}): {reason}. {_IN_PIPELINE}"
+        f"Values of shape {layout.map_shape} cannot follow the layer "
+        f"{layer.name!r} ({type(layer).__name__}): {reason}. {_IN_PIPELINE}"
     )
 
 
-def _check_resolution(layer, place):
-    if place.stride != 1:
+def _check_resolution(layer, layout):
+    if layout.stride != 1:
         _refuse(
             layer,
-            place,
-            "it takes maps of the images' own height and width, which are "
-            f"{place.image_size}",
+            layout,
+            "it requires maps of the height and width of the images, "
+            f"{layout.image_size}",
         )
 
 
-def keep(layer, maps, transformation, place):
-    """Layers that change colours."""
+def keep(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Keep the maps, for layers that only change colours."""
     return maps
 
 
-def flip(layer, maps, transformation, place):
-    """`keras.layers.RandomFlip`, at any resolution."""
+def flip(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.RandomFlip`, at any resolution."""
     for axis, direction in ((2, "horizontal"), (1, "vertical")):
         if direction in layer.mode:
             flipped = ops.flip(maps, axis=axis)
@@ -72,32 +90,45 @@ def flip(layer, maps, transformation, place):
     return maps
 
 
-def _size(layer, place):
-    """Return the size of a map behind a layer that gives images a size."""
-    if place.stride is None:
-        _refuse(layer, place, "height and width must be known beforehand")
+def _size_and_stride(layer, layout):
+    """Return the size of a map after a layer that changes the image size.
+
+    The stride is that of the layout. It is refused if unknown.
+    """
+    if layout.stride is None:
+        _refuse(layer, layout, "height and width must be static")
     size = (layer.height, layer.width)
-    if any(length % place.stride for length in size):
+    if any(length % layout.stride for length in size):
         _refuse(
             layer,
-            place,
-            f"images of {size} have no map of whole pixels where one spans "
-            f"{place.stride} pixels of the images",
+            layout,
+            f"the image size after it, {size}, must be a multiple of "
+            f"{layout.stride}, the image pixels per pixel of the map",
         )
-    return tuple(length // place.stride for length in size)
+    return tuple(length // layout.stride for length in size), layout.stride
 
 
-def inception_crop(layer, maps, transformation, place):
-    """`InceptionCrop`: each map has a box of its own."""
-    boxes = transformation["boxes"]
-    return map_functions.render_boxes(maps, boxes, _size(layer, place))
+def inception_crop(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `InceptionCrop`, with one box per map."""
+    size, _ = _size_and_stride(layer, layout)
+    return map_functions.render_boxes(maps, transformation["boxes"], size)
 
 
-def random_crop(layer, maps, transformation, place):
-    """`keras.layers.RandomCrop`, which enlarges images that are too small."""
-    size = _size(layer, place)
+def random_crop(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.RandomCrop`, which enlarges images if too small."""
+    size, stride = _size_and_stride(layer, layout)
     top, left = transformation
-    height, width = place.image_size
+    height, width = layout.image_size
     if height > layer.height and width > layer.width:
         box = (top, left, layer.height, layer.width)
     else:
@@ -107,39 +138,49 @@ def random_crop(layer, maps, transformation, place):
             min(layer.height, height - top),
             min(layer.width, width - left),
         )
-    return map_functions.render_box(maps, box, size, place.stride)
+    return map_functions.render_box(maps, box, size, stride)
 
 
-def center_crop(layer, maps, transformation, place):
-    """`keras.layers.CenterCrop`, which enlarges images that are too small."""
-    size = _size(layer, place)
-    height, width = place.image_size
-    box = _largest_box(layer, place)
+def center_crop(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.CenterCrop`, which enlarges images if too small."""
+    size, stride = _size_and_stride(layer, layout)
+    height, width = layout.image_size
+    box = _largest_box(layer, layout)
     if height >= layer.height and width >= layer.width:
         top, left = (height - layer.height) // 2, (width - layer.width) // 2
         box = (top, left, layer.height, layer.width)
-    return map_functions.render_box(maps, box, size, place.stride)
+    return map_functions.render_box(maps, box, size, stride)
 
 
-def resize(layer, maps, transformation, place):
-    """`keras.layers.Resizing`."""
+def resize(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.Resizing`."""
     if layer.pad_to_aspect_ratio:
         _refuse(
             layer,
-            place,
+            layout,
             "with `pad_to_aspect_ratio=True` it adds pixels that have no "
             "label. Use `crop_to_aspect_ratio=True`",
         )
-    size = _size(layer, place)
-    box = (0, 0, *place.image_size)
+    size, stride = _size_and_stride(layer, layout)
+    box = (0, 0, *layout.image_size)
     if layer.crop_to_aspect_ratio:
-        box = _largest_box(layer, place)
-    return map_functions.render_box(maps, box, size, place.stride)
+        box = _largest_box(layer, layout)
+    return map_functions.render_box(maps, box, size, stride)
 
 
-def _largest_box(layer, place):
-    """Return the central box that has the layer's aspect ratio, as Keras."""
-    height, width = place.image_size
+def _largest_box(layer, layout):
+    """Return the central box with the layer's aspect ratio, as in Keras."""
+    height, width = layout.image_size
     box_height = int(float(width * layer.height) / layer.width)
     box_height = max(min(height, box_height), 1)
     box_width = int(float(height * layer.width) / layer.height)
@@ -148,23 +189,28 @@ def _largest_box(layer, place):
     return top, left, box_height, box_width
 
 
-def affine(layer, maps, transformation, place):
-    """Keras's rotation, shear, translation and zoom.
+def affine(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply Keras's rotation, shear, translation and zoom.
 
-    The layer moves an image whose pixels hold their own row and column. What
-    comes out says from where each pixel was taken.
+    The layer transforms an image whose pixels contain their own row and column.
+    The result contains the source of each pixel.
     """
-    _check_resolution(layer, place)
+    _check_resolution(layer, layout)
     if layer.fill_mode == "constant":
         _refuse(
             layer,
-            place,
+            layout,
             "with `fill_mode='constant'` it adds pixels that have no label. "
-            "Use 'reflect', 'nearest' or 'wrap'; or, in a subclass, write "
-            "`transform_segmentation_masks`, which gives them the label that "
-            "your loss ignores",
+            "Use 'reflect', 'nearest' or 'wrap'; or write a subclass whose "
+            "`transform_segmentation_masks` gives them the label that your "
+            "loss ignores",
         )
-    height, width = place.image_size
+    height, width = layout.image_size
     grid = ops.meshgrid(
         ops.arange(height, dtype="float32"),
         ops.arange(width, dtype="float32"),
@@ -173,7 +219,7 @@ def affine(layer, maps, transformation, place):
     first = layer.data_format == "channels_first"
     grid = ops.stack(grid, axis=0 if first else -1)[None]
     grid = ops.tile(grid, (ops.shape(maps)[0], 1, 1, 1))
-    # Keras's method takes nearest neighbour, and here casts nothing.
+    # Keras's method uses nearest neighbour. It does not cast float32.
     grid = layer.transform_segmentation_masks(
         grid, _transformations.copy(transformation), training=True
     )
@@ -183,20 +229,30 @@ def affine(layer, maps, transformation, place):
     return map_functions.gather(maps, rows * width + columns)
 
 
-def perspective(layer, maps, transformation, place):
-    """`keras.layers.RandomPerspective` has no fill mode but a constant."""
+def perspective(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Refuse `keras.layers.RandomPerspective`: it fills with a constant."""
     _refuse(
         layer,
-        place,
+        layout,
         "it adds pixels that have no label. Use RandomShear or RandomRotation; "
-        "or, in a subclass, write `transform_segmentation_masks`, which gives "
-        "them the label that your loss ignores",
+        "or write a subclass whose `transform_segmentation_masks` gives them "
+        "the label that your loss ignores",
     )
 
 
-def paste(layer, maps, transformation, place):
-    """`keras.layers.CutMix`: the rectangle of the images."""
-    _check_resolution(layer, place)
+def paste(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.CutMix`: paste the rectangle of the images."""
+    _check_resolution(layer, layout)
     pasted = transformation["batch_masks"]
     if layer.data_format == "channels_first":
         pasted = ops.moveaxis(pasted, 1, -1)
@@ -204,35 +260,51 @@ def paste(layer, maps, transformation, place):
     return ops.where(pasted[..., :1], partners, maps)
 
 
-def mix_up(layer, maps, transformation, place):
-    """`MixUp`."""
+def mix_up(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `MixUp`."""
     weight, partner = transformation["weight"], transformation["partner"]
     return map_functions.blend(maps, weight, partner)
 
 
-def keras_mix_up(layer, maps, transformation, place):
-    """`keras.layers.MixUp`."""
+def keras_mix_up(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply `keras.layers.MixUp`."""
     weight = transformation["mix_weight"]
     partner = transformation["permutation_order"]
     return map_functions.blend(maps, weight, partner)
 
 
-def by_method(layer, maps, transformation, place):
-    """A layer of the user's, by its own method."""
-    _check_resolution(layer, place)
-    first = place.data_format == "channels_first"
+def by_method(
+    layer: keras.layers.Layer,
+    maps: Tensor,
+    transformation: Any,
+    layout: MapLayout,
+) -> Tensor:
+    """Apply a custom layer by its method `transform_segmentation_masks`."""
+    _check_resolution(layer, layout)
+    first = layout.data_format == "channels_first"
     given = ops.moveaxis(maps, -1, 1) if first else maps
     moved = layer.transform_segmentation_masks(
         given, _transformations.copy(transformation), training=True
     )
     moved = ops.moveaxis(moved, 1, -1) if first else moved
-    expected = (*place.after(layer).image_size, maps.shape[-1])
+    expected = (*layout.after(layer).image_size, maps.shape[-1])
     if tuple(moved.shape)[1:] != expected:
         raise ValueError(
             "`transform_segmentation_masks` of the layer "
-            f"{layer.name!r} ({type(layer).__name__}) must return masks of the "
-            f"height and width of the images and as many channels, {expected} "
-            f"behind the batch. Returned: {tuple(moved.shape)[1:]}."
+            f"{layer.name!r} ({type(layer).__name__}) must return masks with "
+            "the height and width of the transformed images, and the same "
+            f"number of channels: {expected} after the batch axis. "
+            f"Received: {tuple(moved.shape)[1:]}."
         )
     if keras.backend.is_int_dtype(maps.dtype):
         moved = ops.round(moved)
@@ -240,7 +312,7 @@ def by_method(layer, maps, transformation, place):
 
 
 def _rules(**rules):
-    """Return rules by the class of Keras, of those that this Keras has."""
+    """Return rules by class, for the layers that this version of Keras has."""
     return {
         getattr(keras.layers, name): rule
         for name, rule in rules.items()

@@ -1,16 +1,20 @@
-"""How maps move: labels, masks and weights per pixel.
+"""Pure functions that transform maps: masks, labels and weights per pixel.
 
-Pure functions of `(batch, height, width, channels)`. Nothing is interpolated:
-each value of a moved map is one of the map's own, in the map's dtype.
+Maps have the shape `(batch, height, width, channels)`. Except in `blend`,
+nothing is interpolated: each value of the result is a value of the map, in the
+same dtype.
 """
+
+from typing import Any
 
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.views import _images as image_functions
 
 
-def gather(maps, index):
-    """Take the pixels of `index`, each from its own image.
+def gather(maps: Tensor, index: Tensor) -> Tensor:
+    """Return the pixels at `index`, separately for each image.
 
     Args:
         maps: tensor `(batch, height, width, channels)`, of any dtype.
@@ -25,8 +29,8 @@ def gather(maps, index):
     return ops.take(pixels, index + first[:, None, None], axis=0)
 
 
-def render_boxes(maps, boxes, size):
-    """Render one box of each map at `size`: the pixel at each centre.
+def render_boxes(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return one box of each map, resized by nearest neighbour.
 
     Args:
         maps: tensor `(batch, height, width, channels)`.
@@ -50,15 +54,20 @@ def _pixels(start, length, num_pixels, num_samples):
     return ops.clip(pixels, 0, num_pixels - 1)
 
 
-def render_box(maps, box, size, stride):
-    """Render the same box of every map at `size`, in whole numbers.
+def render_box(
+    maps: Tensor,
+    box: tuple[Any, Any, Any, Any],
+    size: tuple[int, ...],
+    stride: int,
+) -> Tensor:
+    """Return the same box of every map, resized in integer arithmetic.
 
     Args:
         maps: tensor `(batch, height, width, channels)`.
         box: top, left, height and width in pixels of the images; top and left
             may be tensors.
         size: `(height, width)` of the result.
-        stride: how many pixels of the images a pixel of the maps spans.
+        stride: the number of pixels of the images per pixel of the maps.
     """
     top, left, height, width = box
 
@@ -71,7 +80,7 @@ def render_box(maps, box, size, stride):
     return ops.take(maps, pixels(left, width, size[1]), axis=2)
 
 
-def blend(values, weight, partner):
+def blend(values: Tensor, weight: Tensor, partner: Tensor) -> Tensor:
     """Return `weight * values + (1 - weight) * values[partner]`.
 
     Args:
@@ -84,8 +93,8 @@ def blend(values, weight, partner):
     return weight * values + (1 - weight) * ops.take(values, partner, axis=0)
 
 
-def one_hot(indices, num_classes):
-    """Return one-hot rows; an index out of range gives a row of zeros.
+def one_hot(indices: Tensor, num_classes: int) -> Tensor:
+    """Return one-hot rows. An index out of range gives a row of zeros.
 
     Args:
         indices: tensor of any shape and dtype.

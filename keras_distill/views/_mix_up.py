@@ -1,17 +1,23 @@
-"""MixUp: every image blended with another one of its batch.
+"""MixUp: each image is blended with another image of its batch.
 
-Three published variants differ in details. This one draws one weight per image
-and one random permutation per batch; it does not fold the weight above 1/2 and
-does not pair images by reversing or rolling the batch, which gives few pairs.
+Published variants differ in details. This one draws one weight per image and
+one random permutation per batch. It does not change weights below 1/2 to
+`1 - w`. It does not pair images by reversing or rolling the batch, which gives
+few different pairs.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._typing import Tensor
+from keras_distill._typing import Tensors
 from keras_distill.views import _maps
 
-# Each try of the Gamma sampler is accepted with a probability above 95 %.
+# Each try of the gamma sampler is accepted with a probability above 95 %.
 _TRIES = 12
 
 
@@ -19,32 +25,34 @@ _TRIES = 12
 class MixUp(keras.layers.Layer):
     """Blends each image with a random partner: `w * x_i + (1 - w) * x_j`.
 
-    The weight `w ~ Beta(alpha, alpha)` is drawn per image, the partners are one
-    random permutation of the batch. `alpha=1` is the uniform mix of function
-    matching. Labels and masks given along are blended with the same weights.
+    One weight `w ~ Beta(alpha, alpha)` is drawn per image. The partners are a
+    random permutation of the batch. With `alpha=1`, the weights are uniform, as
+    in function matching. Labels and masks are blended with the same weights.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization",
     https://arxiv.org/abs/1710.09412.
 
     Args:
-        alpha: float above 0. Small values keep most images nearly pure.
+        alpha: float above 0. With small values, most images are blended only a
+            little.
         seed: int, or `None` for a random one.
         **kwargs: `name` and `dtype`, as for every Keras layer.
 
     Call arguments:
         data: batch of images, or a dict with `"images"` and optionally
             `"labels"` and `"segmentation_masks"`.
-        training: bool. Whether to mix; otherwise the data passes unchanged.
+        training: bool. If `False`, the data is returned unchanged.
 
     Input shape:
         `(batch, ...)`: images in either data format, or any float features.
-        Labels must be one-hot or probabilities: a class index can't be mixed.
+        Labels must be one-hot or probabilities: class indices cannot be
+        blended.
 
     Output shape:
-        That of the input; float.
+        The input shape; float.
 
     Raises:
-        ValueError: if `alpha` is not above 0, or labels are integers.
+        ValueError: if `alpha` is not above 0, or if labels are integers.
 
     Example:
 
@@ -58,23 +66,35 @@ class MixUp(keras.layers.Layer):
     ```
     """
 
-    mixes_labels = True
+    mixes_labels: bool = True
 
-    def __init__(self, alpha=1.0, seed=None, **kwargs):
-        # `call` casts; a policy of half precision must not do it before.
+    def __init__(
+        self, alpha: float = 1.0, seed: int | None = None, **kwargs: Any
+    ) -> None:
+        # Without autocast: `call` casts, and a half-precision policy would
+        # round before.
         super().__init__(autocast=False, **kwargs)
         self.alpha = _arguments.positive_float("alpha", alpha)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
-    def get_random_transformation(self, images, training=True, seed=None):
-        """Draw `{"weight": (batch,), "partner": (batch,)}`.
+    def get_random_transformation(
+        self,
+        images: Tensor,
+        training: bool = True,
+        seed: keras.random.SeedGenerator | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Draw one weight and one partner per image.
 
         Args:
-            images: the batch to draw for; only its length is read.
-            training: bool. Without it there is nothing to draw (`None`).
-            seed: a `SeedGenerator` to draw with instead of the layer's own.
+            images: batch of images; only its batch size is read.
+            training: bool. If `False`, nothing is drawn.
+            seed: a `SeedGenerator` to use instead of the layer's own.
+
+        Returns:
+            A dict with `"weight"`, float `(batch,)`, and `"partner"`, the
+            indices of the partners, int `(batch,)`. `None` without `training`.
         """
         if not training:
             return None
@@ -86,15 +106,30 @@ class MixUp(keras.layers.Layer):
             "partner": ops.argsort(order, axis=0),
         }
 
-    def transform_images(self, images, transformation, training=True):
-        """Blend the images as drawn."""
+    def transform_images(
+        self, images: Tensor, transformation: Any, training: bool = True
+    ) -> Tensor:
+        """Blend images with the drawn weights and partners.
+
+        Args:
+            images: batch of images.
+            transformation: the result of `get_random_transformation`.
+            training: bool. If `False`, the images are returned unchanged.
+        """
         images = ops.convert_to_tensor(images)
         if not training:
             return images
         return _blend(ops.cast(images, self.compute_dtype), transformation)
 
-    def transform_labels(self, labels, transformation, training=True):
-        """Blend labels (or any float values per image) as drawn.
+    def transform_labels(
+        self, labels: Tensor, transformation: Any, training: bool = True
+    ) -> Tensor:
+        """Blend labels, or other values per image, as the images.
+
+        Args:
+            labels: float tensor `(batch, ...)`.
+            transformation: the result of `get_random_transformation`.
+            training: bool. If `False`, the labels are returned unchanged.
 
         Raises:
             ValueError: if the labels are integers.
@@ -105,9 +140,14 @@ class MixUp(keras.layers.Layer):
         return _blend_floats("labels", labels, transformation)
 
     def transform_segmentation_masks(
-        self, masks, transformation, training=True
-    ):
-        """Blend masks `(batch, ...)` as drawn, pixel by pixel.
+        self, masks: Tensor, transformation: Any, training: bool = True
+    ) -> Tensor:
+        """Blend masks as the images, pixel by pixel.
+
+        Args:
+            masks: float tensor `(batch, ...)`.
+            transformation: the result of `get_random_transformation`.
+            training: bool. If `False`, the masks are returned unchanged.
 
         Raises:
             ValueError: if the masks are integers.
@@ -117,7 +157,7 @@ class MixUp(keras.layers.Layer):
             return masks
         return _blend_floats("masks", masks, transformation)
 
-    def call(self, data, training=True):
+    def call(self, data: Tensors, training: bool = True) -> Tensors:
         images = data["images"] if isinstance(data, dict) else data
         transformation = self.get_random_transformation(images, training)
         images = self.transform_images(images, transformation, training)
@@ -132,10 +172,12 @@ class MixUp(keras.layers.Layer):
                 mixed[key] = transform(data[key], transformation, training)
         return mixed
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: Sequence[int | None]
+    ) -> Sequence[int | None]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha, "seed": self.seed}
 
 
@@ -148,7 +190,7 @@ def _blend(values, transformation):
 def _blend_floats(name, values, transformation):
     if not keras.backend.is_float_dtype(values.dtype):
         raise ValueError(
-            f"MixUp can't blend class indices. Received {name} of dtype="
+            f"MixUp cannot blend class indices. Received: {name} of dtype="
             f"{keras.backend.standardize_dtype(values.dtype)}, shape="
             f"{tuple(values.shape)}. Pass "
             f"`keras.ops.one_hot({name}, num_classes)`."
@@ -159,8 +201,9 @@ def _blend_floats(name, values, transformation):
 def _symmetric_beta(alpha, count, seed):
     """Draw `count` values of Beta(alpha, alpha), with ops that XLA compiles.
 
-    Beta(1, 1) is uniform. Otherwise `a / (a + b)` of two Gamma variables, in
-    logarithms: at small `alpha` both underflow and their ratio does not.
+    Beta(1, 1) is uniform. Otherwise the value is `a / (a + b)` of two gamma
+    variables. It is computed with their logarithms, because for small `alpha`
+    both variables underflow, and their ratio does not.
     """
     if alpha == 1.0:
         return keras.random.uniform((count,), seed=seed)
@@ -169,17 +212,18 @@ def _symmetric_beta(alpha, count, seed):
 
 
 def _log_gamma_variables(alpha, count, seed):
-    """Draw the logarithm of Gamma(alpha) variables, shape `(2, count)`.
+    """Draw the logarithms of Gamma(alpha) variables, shape `(2, count)`.
 
-    Marsaglia and Tsang 2000, "A Simple Method for Generating Gamma Variables",
-    for Gamma(alpha + 1), with all tries drawn at once and the first accepted
-    one taken; then Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
+    Gamma(alpha + 1) is drawn by the method of Marsaglia and Tsang 2000, "A
+    Simple Method for Generating Gamma Variables". All tries are drawn at once,
+    and the first accepted try is used. Then
+    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
     """
     d = alpha + 1.0 - 1.0 / 3.0
     c = 1.0 / (9.0 * d) ** 0.5
     normal = keras.random.normal((2, count, _TRIES), seed=seed)
     uniform = keras.random.uniform((3, 2, count, _TRIES), seed=seed)
-    # `uniform` is in [0, 1): 1 - uniform has a logarithm.
+    # `uniform` is in [0, 1), so the logarithm of 1 - uniform is finite.
     log_uniform = ops.log(1.0 - uniform)
     v = (1.0 + c * normal) ** 3
     log_v = ops.log(ops.maximum(v, 1e-30))

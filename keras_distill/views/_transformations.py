@@ -1,14 +1,25 @@
-"""What a chain has drawn: applied, copied, recorded by name and put back."""
+"""Transformations: the random numbers that each layer draws for a batch.
+
+They can be applied to images, copied, stored by name, and restored from a
+recording.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 from keras import tree
 
+from keras_distill._typing import Tensor
 from keras_distill.views import _layer_kinds
 
 
-def apply(layer, images, transformation):
-    """Return a batch of images with a layer's drawing applied."""
+def apply(
+    layer: keras.layers.Layer, images: Tensor, transformation: Any
+) -> Any:
+    """Return a batch of images with the transformation of a layer applied."""
     if _layer_kinds.known_class(layer, (keras.layers.RandomCrop,)):
         top, left = transformation
         if hasattr(top, "dtype"):
@@ -17,7 +28,7 @@ def apply(layer, images, transformation):
 
 
 def _crop(layer, images, top, left):
-    """`RandomCrop`, which slices in a way that JAX can't compile."""
+    """Apply `RandomCrop`. Its own slicing cannot be compiled by JAX."""
     first = layer.data_format == "channels_first"
     rows = top + ops.arange(layer.height, dtype="int32")
     columns = left + ops.arange(layer.width, dtype="int32")
@@ -26,16 +37,21 @@ def _crop(layer, images, top, left):
     return ops.take(images, columns, axis=3 if first else 2)
 
 
-def copy(transformation):
-    """Return a copy: on PyTorch, some layers write into what was drawn."""
+def copy(transformation: Any) -> Any:
+    """Return a copy, because on PyTorch some layers change the tensors."""
     return tree.map_structure(
         lambda leaf: ops.copy(leaf) if hasattr(leaf, "dtype") else leaf,
         transformation,
     )
 
 
-def tensors_of(transformations):
-    """Return the tensors in a drawing by name, `"layer/key"`."""
+def tensors_of(transformations: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the tensors of transformations, by names such as `"0/boxes"`.
+
+    Args:
+        transformations: list with the transformation of each layer, as returned
+            by `ConsistentAugment.draw`.
+    """
     return {
         _name(index, path): leaf
         for index, transformation in enumerate(transformations)
@@ -44,11 +60,18 @@ def tensors_of(transformations):
     }
 
 
-def replaced(transformation, index, recorded):
-    """Return a transformation with the recorded tensors in their places.
+def with_recorded_tensors(
+    transformation: Any, index: int, recorded: Mapping[str, Tensor]
+) -> Any:
+    """Return a transformation with its tensors replaced by recorded ones.
 
-    What is not recorded stays: it tells of shapes, and may be a tensor where
-    the batch size is not known beforehand.
+    Tensors that are not recorded are kept. They depend only on shapes, and are
+    tensors if the batch size is unknown.
+
+    Args:
+        transformation: the transformation of a layer.
+        index: the index of this layer.
+        recorded: tensors by name, as `tensors_of` returned them.
     """
     leaves = [
         ops.cast(recorded[_name(index, path)], leaf.dtype)

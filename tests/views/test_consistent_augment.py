@@ -8,7 +8,7 @@ from common import to_numpy
 from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
-from keras_distill.views._consistent_augment import tensors_of
+from keras_distill.views._transformations import tensors_of
 
 
 def chain(seed=3, **kwargs):
@@ -125,7 +125,7 @@ def test_keras_layers_repeat_with_the_seed(name):
 )
 def test_keras_layers_that_can_not_be_consistent(name):
     layer = getattr(keras.layers, name)()
-    with pytest.raises(ValueError, match=rf"\({name}\) can't be consistent"):
+    with pytest.raises(ValueError, match=rf"\({name}\) cannot be consistent"):
         ConsistentAugment([layer])
 
 
@@ -147,7 +147,7 @@ def test_a_layer_that_draws_for_one_size_behind_two():
         InceptionCrop(8, 8, teacher_size=16),
         keras.layers.RandomErasing(),
     ]
-    with pytest.raises(ValueError, match=r"RandomErasing.*can't follow"):
+    with pytest.raises(ValueError, match=r"RandomErasing.*cannot follow"):
         ConsistentAugment(layers)
 
 
@@ -178,7 +178,7 @@ def test_images_of_different_sizes_need_size_free_layers():
     augment = ConsistentAugment([keras.layers.RandomErasing()])
     with pytest.raises(ValueError, match="draws for one image size"):
         augment(data, training=True)
-    with pytest.raises(ValueError, match="renders one image per sample"):
+    with pytest.raises(ValueError, match="supports one image per sample"):
         chain(teacher_size=4)(data, training=True)
 
 

@@ -1,4 +1,4 @@
-"""What can't follow a view is refused, by the layer's name and the shape.
+"""What cannot follow a view is refused, by the layer's name and the shape.
 
 And the way out that a message names is tried.
 """
@@ -78,7 +78,7 @@ def test_values_that_are_no_maps(make):
         with pytest.raises(ValueError) as error:
             follow(layer, np.zeros(shape, "float32"))
         message = str(error.value)
-        assert f"Values of shape {shape} can't follow" in message
+        assert f"Values of shape {shape} cannot follow" in message
         assert f"{layer.name!r} ({type(layer).__name__})" in message
         assert "(3, 16, 16, 3)" in message and "data pipeline" in message
 
@@ -198,14 +198,14 @@ def test_a_layer_that_returns_another_size():
 )
 def test_a_map_at_another_resolution(layer):
     with pytest.raises(
-        ValueError, match=r"\(3, 8, 8\).*own height and width.*\(16, 16\)"
+        ValueError, match=r"\(3, 8, 8\).*width of the images, \(16, 16\)"
     ):
         follow(layer, MASK[:, ::2, ::2])
 
 
 def test_a_map_that_would_not_be_whole():
     with pytest.raises(
-        ValueError, match=r"images of \(9, 12\) have no map of whole pixels"
+        ValueError, match=r"size after it, \(9, 12\), must be a multiple of 2"
     ):
         follow(InceptionCrop(9, 12), MASK[:, ::2, ::2])
 
@@ -223,11 +223,13 @@ def test_sizes_that_are_not_known():
     )
     augment = ConsistentAugment(layers.RandomZoom(0.1), seed=1)
     drawn = augment.draw(IMAGES)[1]
-    with pytest.raises(ValueError, match="own height and width"):
+    with pytest.raises(
+        ValueError, match="requires maps of the height and width"
+    ):
         augment.follow(MASK, drawn, unknown)
     augment = ConsistentAugment(InceptionCrop(8, 8), seed=1)
     drawn = augment.draw(IMAGES)[1]
-    with pytest.raises(ValueError, match="must be known beforehand"):
+    with pytest.raises(ValueError, match="must be static"):
         augment.follow(MASK, drawn, unknown)
 
 

@@ -13,7 +13,7 @@ from common import to_numpy
 from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
-from keras_distill.views._consistent_augment import tensors_of
+from keras_distill.views._transformations import tensors_of
 
 NEAREST = {"interpolation": "nearest"}
 

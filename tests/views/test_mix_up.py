@@ -79,7 +79,7 @@ def test_without_training_data_passes():
 
 def test_class_indices_are_refused():
     x, y = images(6, 4)
-    with pytest.raises(ValueError, match=r"can't blend class indices.*int32"):
+    with pytest.raises(ValueError, match=r"cannot blend class indices.*int32"):
         MixUp()({"images": x, "labels": y}, training=True)
 
 
