@@ -29,8 +29,8 @@ Methods that `Distiller` overrides (`distiller/_distiller.py`):
 
 Attributes that many files read:
 
-- `Layer._flatten_layers`: all layers inside a layer, in the order in which Keras
-  saves them (`_graphs/_layers.py`, `_graphs/_copier.py`,
+- `Layer._flatten_layers`: all layers inside a layer, in the order of saving
+  (`_graphs/_layers.py`, `_graphs/_copier.py`,
   `teachers/_precision.py`, `teachers/_torch_modules.py`,
   `distiller/_model_checks.py`, `distiller/_warnings.py`, and in `compression`
   `packing/_assets.py`, `litert/` and `weights/_weight_selection.py`).

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from common import BACKEND
 
 # In the other backends, each export starts a process of its own.
-tensorflow_only = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="the same converter for all backends"
-)
+# The path from a model to that process is tested on every backend.
+tensorflow_only = pytest.mark.one_backend("tensorflow")
 
 
 def interpreter_of(path):
@@ -23,17 +21,17 @@ def interpreter_of(path):
     return made
 
 
-def answers_of(path, *inputs):
+def outputs_of_file(path, *inputs):
     """Return all outputs of a file, for the examples of a batch."""
     runner = interpreter_of(path).get_signature_runner()
     names = list(runner.get_input_details())
-    answers = [
+    outputs = [
         runner(**{name: array[None] for name, array in zip(names, arrays)})
         for arrays in zip(*inputs)
     ]
     return [
-        np.concatenate([answer[name] for answer in answers])
-        for name in sorted(answers[0])
+        np.concatenate([output[name] for output in outputs])
+        for name in sorted(outputs[0])
     ]
 
 

@@ -49,6 +49,7 @@ def test_missed_goals_are_shown_as_missed(report):
     assert "In 1 of 2 comparisons" in lines[0]
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="no other processor has AMX",
@@ -100,6 +101,7 @@ def test_the_gpu_benchmark_runs(tmp_path):
     assert result["utilisation"] > 0
 
 
+@pytest.mark.one_backend("torch")
 def test_flops_are_those_that_are_published(report):
     from benchmarks import gpu
 
@@ -107,6 +109,7 @@ def test_flops_are_those_that_are_published(report):
     assert gpu.forward_flops(resnet) == pytest.approx(2 * 3.86e9, rel=0.01)
 
 
+@pytest.mark.one_backend("torch")
 def test_an_unknown_benchmark():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "--only", "speed"],

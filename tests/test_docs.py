@@ -15,7 +15,28 @@ PAGES = sorted(
 )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+# Compression and files are tested on every backend elsewhere. Their pages run
+# where exporting needs no other process.
+ON_ONE_BACKEND = (
+    "compare-size-speed-accuracy",
+    "export-to-litert",
+    "low-rank-and-separable-layers",
+    "prune-channels",
+    "prune-weights",
+    "quantization-aware-training",
+    "share-and-pack-weights",
+    "shrink-a-resnet-56-tenfold",
+)
+
+
+def page_of(path):
+    marks = ()
+    if path.stem in ON_ONE_BACKEND:
+        marks = pytest.mark.one_backend("tensorflow")
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("page", map(page_of, PAGES))
 def test_pages_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}

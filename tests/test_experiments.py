@@ -22,10 +22,7 @@ EXPERIMENTS = ROOT / "experiments"
 RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))
 
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow",
-    reason="does not depend on the backend",
-)
+pytestmark = pytest.mark.one_backend("tensorflow")
 
 
 @pytest.fixture(autouse=True)

@@ -505,7 +505,7 @@ def test_the_student_inside_the_teacher():
 
 def test_a_distiller_as_student():
     distiller = Distiller(student=units(4), teacher=units(4, hidden=16))
-    with pytest.raises(TypeError, match="Pass `distiller.student`"):
+    with pytest.raises(TypeError, match=r"Pass `distiller\.student`"):
         Distiller(student=distiller, teacher=units(4, hidden=16))
 
 

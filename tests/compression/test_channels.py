@@ -436,6 +436,7 @@ def test_cifar_resnets(shortcut, depth):
     assert small.count_params() < 0.27 * model.count_params()
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize(
     "family, options, left",
     [

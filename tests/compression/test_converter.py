@@ -15,8 +15,8 @@ from common import mlp
 from common import to_numpy
 from keras import layers
 from keras import ops
-from litert_files import answers_of
 from litert_files import operations_in
+from litert_files import outputs_of_file
 from litert_files import tensorflow_only
 
 from keras_distill import compare
@@ -107,6 +107,7 @@ def export_in_a_process(folder, kinds, precision):
 
 
 # On other backends, each test starts two processes.
+@tensorflow_only
 @pytest.mark.parametrize(
     "precision, kinds",
     [
@@ -124,7 +125,7 @@ def test_recurrent_models_leave_the_process_alive(precision, kinds, tmp_path):
     for kind in kinds:
         with np.load(tmp_path / f"{kind}.npz") as arrays:
             x, expected = arrays["x"], arrays["y"]
-        (output,) = answers_of(tmp_path / kind, x)
+        (output,) = outputs_of_file(tmp_path / kind, x)
         limit = 0.05 if precision == "int8" else 0.005
         assert np.abs(output - expected).max() < limit * np.ptp(expected)
         operations = operations_in(tmp_path / kind)
@@ -154,7 +155,7 @@ def test_a_recurrent_model_that_learned_in_int8(tmp_path):
     model.fit(x, np.zeros((len(x), 5)), verbose=0)
     with pytest.warns(UserWarning, match=r"WHILE \(conv_lstm1d\)"):
         export_litert(model, tmp_path / "model", "int8")
-    (output,) = answers_of(tmp_path / "model", x)
+    (output,) = outputs_of_file(tmp_path / "model", x)
     expected = to_numpy(model(x, training=False))
     assert np.abs(output - expected).max() < 0.05 * np.ptp(expected)
 
@@ -212,6 +213,7 @@ def with_pooling_in_3d():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
+@tensorflow_only
 @pytest.mark.parametrize(
     "precision",
     ["float32", pytest.param("int8", marks=tensorflow_only)],

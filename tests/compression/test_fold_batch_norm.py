@@ -402,6 +402,7 @@ def test_models_without_a_graph_inside_stay():
     assert not fold(model, left=1).get_layer("inner").dense.trainable
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize(
     "family, size", [("MobileNetV2", 32), ("ResNet50", 32)]
 )

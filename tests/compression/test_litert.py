@@ -12,9 +12,9 @@ from common import mlp
 from common import to_numpy
 from common import vectors
 from keras import layers
-from litert_files import answers_of
 from litert_files import interpreter_of
 from litert_files import operations_in
+from litert_files import outputs_of_file
 from litert_files import tensorflow_only
 
 from keras_distill import ClassicKD
@@ -59,7 +59,7 @@ def test_two_inputs_and_two_outputs(tmp_path):
     codes = np.random.default_rng(0).integers(0, 2, (16, 2)).astype("int32")
     x, _ = images()
     expected = to_numpy(model({"a": codes, "b": x}, training=False))
-    for found, name in zip(answers_of(path, codes, x), "yz", strict=True):
+    for found, name in zip(outputs_of_file(path, codes, x), "yz", strict=True):
         np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-3)
     assert not {"REVERSE_V2", "RANDOM_UNIFORM"} & set(operations_in(path))
     assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
@@ -73,7 +73,7 @@ def test_a_student_that_learned_in_int8(tmp_path):
     distiller.fit(x, batch_size=16, verbose=0)
     path = tmp_path / "student.tflite"
     export_litert(distiller, path, "int8")
-    (found,) = answers_of(path, x)
+    (found,) = outputs_of_file(path, x)
     expected = to_numpy(distiller.student(x, training=False))
     # Some sums lie between two values and are rounded differently.
     difference = np.abs(found - expected) / np.ptp(expected)
@@ -87,6 +87,7 @@ def test_a_student_that_learned_in_int8(tmp_path):
     ]
 
 
+@tensorflow_only
 def test_a_distiller_that_augments(tmp_path):
     x, y = images()
     augment = ConsistentAugment([InceptionCrop(8, 8), MixUp()])
@@ -97,7 +98,7 @@ def test_a_distiller_that_augments(tmp_path):
     distiller.fit(x, y, verbose=0)
     path = tmp_path / "model.tflite"
     export_litert(distiller, path)
-    (found,) = answers_of(path, x)
+    (found,) = outputs_of_file(path, x)
     expected = to_numpy(distiller.student(x, training=False))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -111,7 +112,7 @@ def test_a_model_that_learned_int8_by_itself(tmp_path):
     copy.fit(x, y, batch_size=8, epochs=2, verbose=0)
     path = tmp_path / "model.tflite"
     export_litert(copy, path, "int8", representative_data=x)
-    (found,) = answers_of(path, x)
+    (found,) = outputs_of_file(path, x)
     expected = to_numpy(copy(x, training=False))
     difference = np.abs(found - expected) / np.ptp(expected)
     assert difference.max() < 0.05 and difference.mean() < 0.006
@@ -135,7 +136,7 @@ def test_precisions(precision, share, tolerance, tmp_path):
     export_litert(model, tmp_path / "float32.tflite")
     path = tmp_path / "model.tflite"
     export_litert(model, path, precision, representative_data=x)
-    (found,) = answers_of(path, x)
+    (found,) = outputs_of_file(path, x)
     expected = to_numpy(model(x, training=False))
     assert found.dtype == "float32"
     assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
@@ -157,7 +158,7 @@ def test_kinds_of_representative_data(kind, tmp_path):
     }[kind]()
     path = tmp_path / "model.tflite"
     export_litert(model, path, "int8", representative_data=data)
-    (found,) = answers_of(path, x)
+    (found,) = outputs_of_file(path, x)
     expected = to_numpy(model(x))
     assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
 
@@ -170,7 +171,7 @@ def test_half_precision_and_a_batch_of_fixed_size(tmp_path):
     )
     export_litert(model, tmp_path / "model.tflite")
     x, _ = vectors(count=4)
-    (found,) = answers_of(tmp_path / "model.tflite", x)
+    (found,) = outputs_of_file(tmp_path / "model.tflite", x)
     np.testing.assert_allclose(found, to_numpy(model(x)), atol=0.05)
 
 
@@ -205,18 +206,19 @@ def test_a_saved_model_that_learned_in_int8(tmp_path):
     for name, model in (("copy", copy), ("loaded", loaded)):
         export_litert(model, tmp_path / name, "int8")
     (first,), (second,) = (
-        answers_of(tmp_path / name, x) for name in ("copy", "loaded")
+        outputs_of_file(tmp_path / name, x) for name in ("copy", "loaded")
     )
     np.testing.assert_array_equal(first, second)
 
 
+@tensorflow_only
 def test_a_packed_model(tmp_path):
     x, _ = images(count=8)
     model = student()
     model(x, training=True)
     pack(model, tmp_path / "packed")
     export_litert(unpack(tmp_path / "packed"), tmp_path / "model.tflite")
-    (found,) = answers_of(tmp_path / "model.tflite", x)
+    (found,) = outputs_of_file(tmp_path / "model.tflite", x)
     expected = to_numpy(model(x, training=False))
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
@@ -232,6 +234,7 @@ def returning(monkeypatch, outputs_of, content=b"new"):
     monkeypatch.setattr(_export_litert, "notes_on", lambda *arguments: [])
 
 
+@tensorflow_only
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_no_file_that_is_wrong(precision, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
@@ -258,6 +261,7 @@ def test_float16_is_held_to_more_than_8_bits(tmp_path, monkeypatch):
     assert path.read_bytes() == b"new"
 
 
+@tensorflow_only
 @pytest.mark.parametrize("count", [1, 16, 17, 70])
 def test_files_are_tried_with_examples_from_everywhere(
     count, tmp_path, monkeypatch

@@ -12,6 +12,10 @@ from keras_distill.compression import factorize
 from keras_distill.compression import prune_channels
 from keras_distill.compression import separate
 
+# Large networks; small ones are compared on every backend in the tests of each
+# function.
+pytestmark = pytest.mark.one_backend("torch")
+
 # PyTorch computes means in float32, and JAX divisions.
 TOLERANCE = 1e-9 if BACKEND == "tensorflow" else 1e-4
 RANK = 3

@@ -14,8 +14,8 @@ from common import weights_of
 from common import with_tied_layers
 from keras import layers
 from keras import ops
-from litert_files import answers_of
 from litert_files import interpreter_of
+from litert_files import outputs_of_file
 from litert_files import tensorflow_only
 
 from keras_distill.compression import export_litert
@@ -349,7 +349,7 @@ def test_the_file_of_a_transformer_is_in_int8(tmp_path):
     model.fit(x, np.zeros((64, 5)), verbose=0)
     with pytest.warns(UserWarning, match=r"RSQRT \(first_0.*8 bits cannot rep"):
         export_litert(model, tmp_path / "model", "int8")
-    (outputs,) = answers_of(tmp_path / "model", x)
+    (outputs,) = outputs_of_file(tmp_path / "model", x)
     expected = to_numpy(model(x, training=False))
     assert np.abs(outputs - expected).mean() < 0.02 * np.ptp(expected)
     floats, _ = operations_in_floats((tmp_path / "model").read_bytes())

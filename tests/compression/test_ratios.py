@@ -10,6 +10,9 @@ from reference import pruning as reference
 from keras_distill.compression import factorize
 from keras_distill.compression import prune_channels
 
+# Ratios are arithmetic on the layers of a graph.
+pytestmark = pytest.mark.one_backend("torch")
+
 IMAGE = (6, 6, 3)
 
 

@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ElementTree
 import keras
 import numpy as np
 import pytest
-from common import BACKEND
 from common import CLASSES
 from common import cnn
 from common import images
@@ -30,9 +29,8 @@ from keras_distill.reports import _compare
 from keras_distill.reports import _measure
 
 # Other backends export in a second process, with the same files.
-ON_TENSORFLOW = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="would start TensorFlow for every file"
-)
+# Elsewhere, every file starts a process with TensorFlow.
+ON_TENSORFLOW = pytest.mark.one_backend("tensorflow")
 
 
 def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
@@ -106,6 +104,7 @@ def ranges_of(monkeypatch, *args, **kwargs):
     return given
 
 
+@ON_TENSORFLOW
 def test_ranges_come_from_representative_data(monkeypatch):
     models = [mlp(name="a"), mlp(8, name="b")]
     scored, (images, _) = vectors(), vectors(600, seed=3)
@@ -119,6 +118,7 @@ def test_ranges_come_from_representative_data(monkeypatch):
         assert np.shape(used) == (1, 1, 8, 6)
 
 
+@ON_TENSORFLOW
 def test_representative_data_by_name(monkeypatch):
     tensors = [keras.Input((3,), name=name) for name in "ba"]
     outputs = layers.Dense(CLASSES)(layers.Concatenate()(tensors))
@@ -131,6 +131,7 @@ def test_representative_data_by_name(monkeypatch):
     np.testing.assert_array_equal(found["one"], [[x["b"]]])
 
 
+@ON_TENSORFLOW
 def test_representative_data_that_is_refused():
     message = r"must have inputs of the model.*None, 6.*Received: \[\(8, 7\)"
     for litert in ((), "int8"):
@@ -471,6 +472,7 @@ accuracy                                      91.23 %  100.00 %
 a note"""
 
 
+@ON_TENSORFLOW
 def test_the_table():
     report = Comparison(FIGURES, ["a note"])
     assert str(report) == TEXT
@@ -487,6 +489,7 @@ def test_the_table():
     assert rows[-2:] == ["", "a note"]
 
 
+@ON_TENSORFLOW
 def test_the_table_in_a_notebook():
     figures = {"<i>large</i>": FIGURES["large"], "small": FIGURES["small"]}
     html = Comparison(figures, ["a < b"])._repr_html_()
@@ -533,6 +536,7 @@ def test_without_the_extras(monkeypatch, tmp_path):
         report.plot(tmp_path / "plot.png")
 
 
+@ON_TENSORFLOW
 def test_no_plot_without_accuracy(tmp_path):
     with pytest.raises(ValueError, match=r"compare\(models, \(x, y\)\)"):
         compare([mlp()], litert=()).plot(tmp_path / "plot.png")
