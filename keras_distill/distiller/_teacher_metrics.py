@@ -12,7 +12,7 @@ from keras import tree
 
 from keras_distill._graphs import _outputs
 from keras_distill.distiller._targets import OutputTargets
-from keras_distill.metrics._teacher_metrics import TeacherMetric
+from keras_distill.metrics._teacher_metric import TeacherMetric
 from keras_distill.teachers import _average
 
 
@@ -81,7 +81,7 @@ class TeacherMetrics:
         self._one_metric_per_entry()
         terms = self._objective.terms_by_output(outputs)
         for entry in entries:
-            entry.metric.follow(*_meaning(terms[entry.index][1]))
+            entry.metric.set_output_kind(*_meaning(terms[entry.index][1]))
 
     def _one_metric_per_entry(self):
         """Copy metrics that were given for several outputs at once."""
