@@ -10,7 +10,7 @@ cifar10_resnet20_state.npz as well, both networks start from these weights, of
 https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2-Clause). Otherwise
 the teacher is trained with labels first.
 
-An epoch takes ten minutes on two CPU cores: use a GPU for more than a few.
+Takes about two hours on two CPU cores with pretrained networks.
 """
 
 import argparse

@@ -86,7 +86,8 @@ def execute(notebook):
     notebook = new_notebook(cells=cells, metadata=notebook.metadata)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        return NotebookClient(notebook, timeout=1800).execute(resources)
+        client = NotebookClient(notebook, timeout=1800, resources=resources)
+        return client.execute()
 
 
 def main():

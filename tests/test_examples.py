@@ -9,6 +9,8 @@ import sys
 import keras
 import numpy as np
 import pytest
+from common import cnn
+from common import same_outputs
 from PIL import Image
 
 import keras_distill
@@ -31,7 +33,8 @@ def run(tmp_path, monkeypatch):
     """Return a function that runs an example for one epoch, in this process.
 
     Returns:
-        A function of a name and arguments, which returns the example's names.
+        A function of a name, arguments, and texts to replace in the script. It
+        returns the example's names.
     """
     fit, record = keras.Model.fit, keras_distill.record_teacher
 
@@ -44,8 +47,13 @@ def run(tmp_path, monkeypatch):
     def record_once(*args, **kwargs):
         return record(*args, **{**kwargs, "epochs": 1, "verbose": 0})
 
-    def run(name, *arguments):
-        path = EXAMPLES / f"{name}.py"
+    def run(name, *arguments, changes=()):
+        source = (EXAMPLES / f"{name}.py").read_text()
+        for old in changes:
+            assert old in source
+            source = source.replace(old, changes[old])
+        path = tmp_path / f"{name}.py"
+        path.write_text(source)
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         return runpy.run_path(str(path), run_name="__main__")
 
@@ -120,8 +128,25 @@ def test_mnist(run, tmp_path):
     assert (tmp_path / "mnist_student.keras").exists()
 
 
-def test_cifar10(run, tmp_path, monkeypatch):
-    """With the teacher trained by the example: there are no weights."""
+SMALLER = {"resnet(56)": "resnet(14)", "resnet(20)": "resnet(8)"}
+PARTS = "weight", "bias", "running_mean", "running_var"
+
+
+def state_of(model):
+    """Return a ResNet's weights with the names and layout of PyTorch."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    return {
+        f"{layer.name.replace('_', '.')}.{part}": array.transpose(
+            axes[array.ndim]
+        )
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.Normalization)
+        for part, array in zip(PARTS, layer.get_weights())
+    }
+
+
+def test_cifar10(run, tmp_path):
+    """With a teacher that the example trains, and with published weights."""
     strip = noise(10 * 32, 32, 3)
     data, offsets = joined([encoded(strip, "webp", lossless=True)] * 2)
     arrays = {}
@@ -129,10 +154,18 @@ def test_cifar10(run, tmp_path, monkeypatch):
         arrays[f"webp_{split}"], arrays[f"offsets_{split}"] = data, offsets
         arrays[f"y_{split}"] = np.arange(20, dtype="uint8") % 10
     np.savez(tmp_path / "cifar10.npz", **arrays)
-    names = run("cifar10", "--data", tmp_path, "--epochs", 1)
+    given = "--data", tmp_path, "--epochs", 1
+    names = run("cifar10", *given, changes=SMALLER)
     np.testing.assert_array_equal(names["x"].reshape(2, 320, 32, 3)[1], strip)
-    assert names["teacher"].count_params() > 850_000
     assert (tmp_path / "cifar10_student.keras").exists()
+
+    models = {20: names["student"], 56: names["teacher"]}
+    for depth, model in models.items():
+        state = state_of(model)
+        np.savez(tmp_path / f"cifar10_resnet{depth}_state.npz", **state)
+    again = run("cifar10", *given, changes=SMALLER)
+    for old, new in (("teacher", "teacher"), ("student", "before")):
+        same_outputs(names[old], again[new])
 
 
 def test_flowers102(run, tmp_path, monkeypatch):
@@ -145,12 +178,12 @@ def test_flowers102(run, tmp_path, monkeypatch):
         label=np.array([3, 101, 4, 1], "uint8"),
         split=np.array([0, 0, 2, 1], "uint8"),
     )
-    base = keras.applications.MobileNetV2
-    monkeypatch.setattr(
-        keras.applications,
-        "MobileNetV2",
-        lambda **given: base(**{**given, "weights": None, "alpha": 0.35}),
-    )
+
+    def backbone(input_shape, include_top, pooling, weights):
+        assert not include_top and weights == "imagenet"
+        return cnn(size=input_shape[0], channels=3)
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", backbone)
     names = run("flowers102", "--data", tmp_path, "--epochs", 1)
     assert names["x"].shape == (2, 160, 160, 3)
     assert list(names["y"]) == [3, 101] and list(names["y_test"]) == [4]
