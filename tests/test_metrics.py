@@ -18,7 +18,7 @@ def test_agreement():
     assert float(TeacherAgreement(k=9)(TEACHER, STUDENT)) == 1.0
 
 
-def test_a_student_of_equal_answers_does_not_agree_with_everything():
+def test_a_student_of_equal_outputs_does_not_agree_with_everything():
     assert float(TeacherAgreement()(TEACHER, np.ones_like(STUDENT))) == 0.5
 
 

@@ -42,7 +42,7 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
 def trained(
     loss_of_step, hint_weight=None, optimizer=None, **compile_arguments
 ):
-    """Train with another loss at every step, which is made by hand."""
+    """Train with a new loss at every step, without schedules."""
     student, teacher = pair()
     x, y = vectors(16)
     optimizer = optimizer or keras.optimizers.SGD(0.5)
@@ -144,7 +144,7 @@ def test_a_function_of_the_step():
     assert same_weights(weights_of(student), weights_of(expected), 1e-6)
 
 
-def test_todays_value_is_in_the_log():
+def test_the_current_value_is_logged():
     alpha, temperature = decay(0.9, 0.1), Ramp(0.7)
     _, distiller, history = scheduled(
         ClassicKD(alpha, temperature), log_schedules=True
@@ -228,7 +228,7 @@ def test_gradient_accumulation_counts_updates():
     assert abs(history.history["temperature"][0] - expected) < 1e-6
 
 
-def test_a_variable_as_the_weight_of_a_loss_is_followed():
+def test_a_variable_as_the_weight_of_a_loss_may_change():
     student, teacher = pair()
     x, _ = vectors(16)
     weight = keras.Variable(1.0)
@@ -260,7 +260,7 @@ def test_numbers_cannot_be_assigned():
         hint.weight = 2.0
 
 
-def test_schedules_out_of_range_and_out_of_place():
+def test_schedules_out_of_range_and_outside_a_distiller():
     with pytest.raises(ValueError, match=r"`alpha`.* starts with a value"):
         ClassicKD(alpha=lambda step: 2.0)
     with pytest.raises(ValueError, match="the step is unknown"):

@@ -1,9 +1,9 @@
-"""Values and gradients against float64, over the range that is promised.
+"""Values and gradients compared with float64, over the supported range.
 
-The tolerance is 1e-5 relative plus 1e-6 T^2 absolute: at a high temperature the
-divergence is a small difference of large terms. Where a gradient is divided by
-a standard deviation, its tolerance is too. Correlations over the batch have a
-tolerance of their own, given at their test.
+The tolerance is 1e-5 relative plus 1e-6 T^2 absolute: at a high temperature,
+the divergence is a small difference of large terms. If a gradient is divided by
+a standard deviation, so is its tolerance. The test of correlations over the
+batch defines its own tolerance.
 """
 
 import hypothesis
@@ -116,13 +116,13 @@ def test_standardized_logits_gradient(teacher, student, temperature):
         expected = reference.standardized_function_matching_gradient(
             t, s, temperature
         )
-        # Times the deviation: what the loss does to the z-scores.
+        # Times the deviation: the gradient for the z-scores.
         assert_close(gradient * std, expected * std, temperature)
 
 
 @hypothesis.given(teacher=LOGITS, student=LOGITS, temperature=TEMPERATURES)
 def test_dist_over_classes(teacher, student, temperature):
-    """Nearly constant rows included: `expm1` keeps the digits of a spread."""
+    """Includes nearly constant rows: `expm1` keeps their digits."""
     loss = keras_distill.DIST(
         intra_weight=0.0,
         label_weight=0.0,
@@ -154,12 +154,13 @@ BATCHES = hnp.arrays(
 
 @hypothesis.given(teacher=BATCHES, student=BATCHES, temperature=TEMPERATURES)
 def test_dist_over_the_batch(teacher, student, temperature):
-    """The tolerance grows as the samples get alike.
+    """The tolerance grows as the samples become more similar.
 
-    A log-probability `l` has an error of about `1e-7 (1 + |l|)`. The z-scores
-    of a class have this over the standard deviation of its probabilities, and
-    the gradient once more over it. Constant to float32 is exact again. Where
-    the two can't be told apart, nothing can be said, and nothing is asked.
+    A log-probability `l` has an error of about `1e-7 (1 + |l|)`. The error of
+    the z-scores of a class is this error divided by the standard deviation of
+    its probabilities, and the gradient is divided by it again. Values that are
+    constant in float32 are exact. Values between these two cases are not
+    compared.
     """
     error, smallest = 0.0, 1.0
     for logits in (teacher, student):
@@ -361,7 +362,7 @@ PROBABILITIES = hnp.arrays(
     temperature=TEMPERATURES,
 )
 def test_binary_kd_of_probabilities(labels, teacher, student, temperature):
-    """Values in the middle, and finite ones with finite gradients anywhere."""
+    """Moderate values are compared; all values and gradients are finite."""
     loss = keras_distill.BinaryKD(0.5, temperature, from_logits=False)
     value, gradient = value_and_gradient(
         lambda s: loss({"labels": labels, "teacher": teacher}, s), student
@@ -400,7 +401,7 @@ def test_value_matching(name, labels, teacher, student, alpha):
         for vectors in (labels, teacher, student):
             lengths = np.max(np.abs(vectors), axis=-1)
             hypothesis.assume(np.min(lengths) > 1e-6)
-    if name == "mae":  # At 0, its slope is any number from -1 to 1.
+    if name == "mae":  # The slope at 0 is any number from -1 to 1.
         hypothesis.assume(np.all(labels != student))
         hypothesis.assume(np.all(teacher != student))
     loss = keras_distill.ValueMatching(name, alpha, reduction="sum")
@@ -440,7 +441,7 @@ def test_divergences(kind, teacher, student, temperature, beta):
             t, s, temperature, kind, beta
         )
         total += expected
-        # A gradient of the reverse one is a difference of terms of its size.
+        # The reverse gradient is a difference of terms of this size.
         largest = max(np.max(np.abs(slope)), 1.0)
         assert_close(gradient, slope, temperature, largest)
     assert_close(value, total, temperature)

@@ -1,4 +1,4 @@
-"""BinaryKD: shapes of one unit and of several labels, limits, refusals."""
+"""BinaryKD: shapes of one unit and of several labels, limits, errors."""
 
 import keras
 import numpy as np

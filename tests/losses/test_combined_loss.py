@@ -30,7 +30,7 @@ def labels_alone(weights=None):
     return float(CROSS_ENTROPY(Y_TRUE["labels"], STUDENT, weights))
 
 
-# A sum, and what it is made of.
+# A sum, with its weights and losses.
 SUMS = {
     "two": (MATCH + CORRELATE, {MATCH: 1.0, CORRELATE: 1.0}),
     "multiple": (MATCH + 0.5 * CORRELATE, {MATCH: 1.0, CORRELATE: 0.5}),
@@ -178,7 +178,7 @@ def test_a_schedule_comes_back_from_a_config():
         )
 
 
-def test_what_is_no_loss_is_refused():
+def test_other_objects_are_refused():
     for other in (1.0, "mse", None):
         with pytest.raises(TypeError):
             MATCH + other

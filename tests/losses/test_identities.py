@@ -1,4 +1,4 @@
-"""Limits and identities: true whatever the numbers are."""
+"""Limits and identities, which are true for all numbers."""
 
 import keras
 import numpy as np
@@ -46,7 +46,7 @@ def test_adding_a_constant_to_all_logits_changes_nothing():
     )
 
 
-def test_kl_is_cross_entropy_less_the_entropy_of_the_teacher():
+def test_kl_is_cross_entropy_minus_the_entropy_of_the_teacher():
     teacher, student = logits(0), logits(1)
     entropy = _divergence.soft_cross_entropy(teacher, teacher, 3.0)
     np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_kl_is_cross_entropy_less_the_entropy_of_the_teacher():
 
 
 def test_a_confidently_wrong_student_gets_the_full_gradient():
-    """KL through clipped probabilities gives none at all here."""
+    """A KL divergence of clipped probabilities has no gradient here."""
     teacher = np.array([[200.0, 0.0]], "float32")
     student = np.array([[0.0, 200.0]], "float32")
     _, gradient = value_and_gradient(
@@ -88,7 +88,7 @@ def test_standardized_logits_have_no_scale_and_no_shift(loss, scale):
         np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-def test_labels_meet_the_logits_as_they_are():
+def test_labels_are_compared_with_the_original_logits():
     y_true = {"labels": np.arange(6), "teacher": logits(0)}
     student = logits(1)
     _, plain = ClassicKD().parts()["label_loss"]
@@ -111,7 +111,7 @@ def test_dist_of_equal_softmax_is_zero(temperature):
 
 
 def test_dist_of_linear_probabilities_is_zero():
-    """A student half as sure as its teacher is a perfect student."""
+    """A linear map of the probabilities does not change the correlation."""
     teacher = np.exp(logits(0))
     teacher /= teacher.sum(-1, keepdims=True)
     student = 0.5 * teacher + 0.5 / 7
@@ -142,7 +142,7 @@ CONSTANT = np.zeros((6, 7), "float32")
 )
 @pytest.mark.parametrize("constant", ["student", "teacher", "both"])
 def test_constant_predictions(loss, constant):
-    """A last layer of zeros learns, in steps of the usual size."""
+    """A last layer of zeros learns, with gradients of the usual size."""
     teacher = logits(0) if constant == "student" else CONSTANT
     student = logits(1) if constant == "teacher" else CONSTANT
     value, gradient = value_and_gradient(
@@ -188,7 +188,7 @@ def test_decoupled_parts_add_up_to_the_divergence(temperature):
     )
 
 
-def test_two_classes_have_no_order_of_others():
+def test_two_classes_have_no_non_target_loss():
     loss = DecoupledKD(target_weight=0.0, label_weight=0.0)
     y_true = {"labels": np.arange(6) % 2, "teacher": logits(0, classes=2)}
     value, gradient = value_and_gradient(
@@ -246,7 +246,7 @@ def test_reverse_is_forward_with_the_models_exchanged():
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])
 def test_jensen_shannon_with_the_models_exchanged(beta):
-    """Exchanged, `beta` is the share of the other; at 0.5 it is symmetric."""
+    """With `1 - beta`, the models can be exchanged; 0.5 is symmetric."""
     teacher, student = logits(0), logits(1)
     np.testing.assert_allclose(
         float(matching("jensen_shannon", beta)(teacher, student)),

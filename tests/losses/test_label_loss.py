@@ -108,13 +108,13 @@ def test_losses_for_probabilities_are_refused_on_logits(kind, label_loss):
 
 @keras.saving.register_keras_serializable(package="test")
 def hinge_of_places(labels, logits):
-    """A function of the user's: one value per class."""
+    """A custom function that returns one value per class."""
     return keras.ops.relu(1.0 - (2.0 * labels - 1.0) * logits)
 
 
 @keras.saving.register_keras_serializable(package="test")
 def hinge_of_the_batch(labels, logits):
-    """One number, as of `keras.losses.Dice`."""
+    """Returns a single number, as `keras.losses.Dice`."""
     return keras.ops.mean(hinge_of_places(labels, logits))
 
 
@@ -139,8 +139,8 @@ def test_functions_of_any_rank(kind, function):
 
 
 @each_kind
-def test_values_of_whole_samples_beside_values_of_places(kind):
-    """Four samples of two places, and one label loss for each sample."""
+def test_values_per_sample_with_values_per_place(kind):
+    """Four samples of two places, and one label loss per sample."""
 
     def of_the_sample(labels, logits):
         return keras.ops.mean(keras.ops.square(labels - logits), axis=(1, 2))

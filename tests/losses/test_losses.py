@@ -81,7 +81,7 @@ def test_standardized_logits_by_hand():
     expected = 4 * np.sum(p * np.log(p / q))
     actual = FunctionMatching(2.0, standardize_logits=True)(teacher, student)
     np.testing.assert_allclose(float(actual), expected, rtol=1e-5)
-    # The labels meet the raw logits: q = (1, 1, e^3) / (2 + e^3).
+    # Labels are compared with the raw logits: q = (1, 1, e^3) / (2 + e^3).
     soft = 4 * -np.sum(p * np.log(q))
     hard = np.log(2 + np.exp(3))
     loss = ClassicKD(0.3, 2.0, standardize_logits=True)
@@ -99,7 +99,7 @@ PREDICTED = np.array([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4]], "float32")
 
 
 def test_dist_by_hand():
-    # Over the classes, less their mean 1/3: 0.096667 / sqrt(0.126667 *
+    # Over the classes, minus their mean 1/3: 0.096667 / sqrt(0.126667 *
     # 0.086667) and -0.003333 / sqrt(0.046667 * 0.006667). Over two samples a
     # correlation is 1 or -1: both models go down, up against down, both up.
     inter = np.array([1 - 0.922606, 1 + 0.188982])
@@ -174,8 +174,8 @@ def test_reductions_agree(loss):
 
 
 @each_loss
-def test_sample_weight_weighs_every_part(loss):
-    if isinstance(loss, DIST):  # The batch is one thing there; see below.
+def test_sample_weight_applies_to_every_part(loss):
+    if isinstance(loss, DIST):  # It correlates over the batch; see below.
         loss = DIST(**{**loss.get_config(), "intra_weight": 0.0})
     alone = float(loss({k: v[:1] for k, v in Y_TRUE.items()}, STUDENT[:1]))
     weighted = float(loss(Y_TRUE, STUDENT, sample_weight=np.array([1.0, 0.0])))
@@ -205,7 +205,7 @@ def test_samples_count_by_weight_in_the_batch_of_dist(shape):
             for k in range(3)
         ]
     )
-    # Whatever padding holds.
+    # Padding may contain any values.
     teacher[2], student[5] = 1e30, np.nan
     for y_true in (teacher, {"teacher": teacher}):
         values = loss(y_true, student, sample_weight=weights.reshape(shape))
@@ -215,7 +215,7 @@ def test_samples_count_by_weight_in_the_batch_of_dist(shape):
         )
 
 
-def test_padding_is_no_part_of_the_batch_of_dist():
+def test_padding_is_left_out_of_the_batch_of_dist():
     teacher, student = batch_of(12)
     mask = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], "bool")
     loss = DIST(0.5, 2.0, label_weight=0.0)
@@ -253,7 +253,7 @@ def test_half_precision_outputs_are_computed_in_float32(loss):
 
 @each_loss
 def test_dense_predictions(loss):
-    """Segmentation: one distribution per position."""
+    """Segmentation: one distribution per place."""
     generator = np.random.default_rng(0)
     y_true = {
         "labels": np.eye(3)[generator.integers(0, 3, size=(2, 4, 4))],
@@ -346,7 +346,7 @@ def test_the_largest_of_mixed_labels_is_the_target():
 
 @each_loss
 def test_fit_in_a_distiller(loss):
-    """The parts are logged, and they add up, also with a smaller last batch."""
+    """The logged parts add up, also with a smaller last batch."""
     x, y = vectors(40)
     y = keras.utils.to_categorical(y, CLASSES)
     distiller = Distiller(student=mlp(8), teacher=mlp(16))
@@ -370,7 +370,7 @@ def test_fit_without_labels():
     assert set(history) == {"loss", "inter_loss", "intra_loss"}
 
 
-def test_fit_with_labels_that_only_name_the_target():
+def test_fit_with_labels_that_only_define_the_target():
     x, y = vectors()
     distiller = Distiller(student=mlp(8), teacher=mlp(16))
     loss = DecoupledKD(label_weight=0.0)
@@ -406,7 +406,7 @@ class LogitDistance(DistillationLoss):
         return keras.ops.mean(keras.ops.square(teacher - student), axis=-1)
 
 
-def test_own_loss():
+def test_custom_loss():
     value = LogitDistance()({"teacher": TEACHER}, STUDENT)
     np.testing.assert_allclose(float(value), (2.0 + 8.0) / 2)
 
@@ -501,7 +501,7 @@ def test_missing_labels(loss, message):
 
 
 @pytest.mark.parametrize("loss", [ClassicKD(1.0), DIST(label_weight=0)])
-def test_no_weight_on_the_labels_needs_none(loss):
+def test_no_weight_on_the_labels_requires_no_labels(loss):
     assert np.isfinite(float(loss({"teacher": TEACHER}, STUDENT)))
 
 

@@ -1,4 +1,4 @@
-"""Relational losses: values, gradients, invariances, padding, odd features."""
+"""Relational losses: values, gradients, invariances, padding, shapes."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def batch_reference(function, *weights):
     )
 
 
-# A loss, its reference, and shapes of features of teacher and student.
+# A loss, its reference, and the shapes of the teacher's and student's features.
 CASES = {
     "at": (
         AttentionTransfer(),
@@ -125,7 +125,7 @@ def test_gradient(case):
 
 @each_loss
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e18])
-def test_no_loss_sees_the_scale(loss, scale):
+def test_losses_do_not_depend_on_the_scale(loss, scale):
     teacher, student = feature(0, 4, 5, 6), feature(1, 4, 5, 3)
     expected = to_numpy(loss.call(teacher, student))
     for t, s in ((scale * teacher, student), (teacher, scale * student)):
@@ -143,7 +143,7 @@ def test_a_scaled_copy_has_no_loss(loss):
     assert np.all(np.abs(gradient) < 1e-5)
 
 
-def test_attention_does_not_see_the_order_and_sign_of_channels():
+def test_attention_does_not_depend_on_order_and_sign_of_channels():
     teacher, student = feature(0, 4, 5, 6), feature(1, 4, 5, 3)
     np.testing.assert_allclose(
         to_numpy(AttentionTransfer().call(teacher, -student[..., [2, 0, 1]])),
@@ -155,7 +155,7 @@ def test_attention_does_not_see_the_order_and_sign_of_channels():
 @pytest.mark.parametrize(
     "loss", [SimilarityPreserving(), RelationalKD()], ids=lambda o: o.name
 )
-def test_relations_do_not_see_a_rotation(loss):
+def test_relations_do_not_depend_on_a_rotation(loss):
     teacher, student = feature(0, 4, 6), feature(1, 4, 5)
     rotation, _ = np.linalg.qr(feature(2, 5, 5))
     np.testing.assert_allclose(
@@ -165,7 +165,7 @@ def test_relations_do_not_see_a_rotation(loss):
     )
 
 
-def test_distances_and_angles_do_not_see_a_shift():
+def test_distances_and_angles_do_not_depend_on_a_shift():
     teacher, student = feature(0, 4, 6), feature(1, 4, 5)
     np.testing.assert_allclose(
         to_numpy(RelationalKD().call(teacher + 16.0, student - 8.0)),
@@ -175,13 +175,13 @@ def test_distances_and_angles_do_not_see_a_shift():
 
 
 @each_loss
-def test_samples_of_weight_0_are_no_part_of_the_relations(loss):
+def test_samples_of_weight_0_are_left_out_of_the_relations(loss):
     teacher, student = feature(0, 6, 5, 6), feature(1, 6, 5, 3)
     keep = np.array([0, 2, 3, 5])
     weights = np.zeros(6, "float32")
     weights[keep] = [1, 0.5, 2, 1]
     expected = to_numpy(loss.call(teacher[keep], student[keep]))
-    # Whatever padding holds, even what is no number.
+    # Padding may contain any values, including NaN.
     teacher[1], student[4] = np.nan, np.inf
     for given in (weights, weights[:, None], weights > 0):
         values, gradient = value_and_gradient(
@@ -202,7 +202,7 @@ def test_samples_of_weight_0_are_no_part_of_the_relations(loss):
 
 @each_loss
 @pytest.mark.parametrize("shape", [(7,), (3, 3)])
-def test_places_of_weight_0_count_in_no_feature(loss, shape):
+def test_places_of_weight_0_are_left_out_of_the_features(loss, shape):
     teacher, student = feature(0, 4, *shape, 6), feature(1, 4, *shape, 3)
     mask = np.ones((4, *shape), "float32")
     mask[:, -1], mask[:, 0] = 0, 0
@@ -219,7 +219,7 @@ def test_places_of_weight_0_count_in_no_feature(loss, shape):
 
 @pytest.mark.parametrize("loss", LOSSES[1:], ids=lambda o: o.name)
 def test_weights_follow_the_places_of_each_feature(loss):
-    """Twice the resolution, patches in a row, and a pooled teacher."""
+    """Twice the resolution, a sequence of patches, and a pooled teacher."""
     student, mask = feature(1, 4, 2, 2, 3), np.ones((4, 2, 2), "float32")
     mask[:, 1] = 0
     fine = feature(0, 4, 4, 4, 6)
@@ -297,7 +297,7 @@ def test_round_trip(loss):
 
 
 @each_loss
-def test_they_say_what_they_compare(loss):
+def test_relational_attributes(loss):
     assert loss.relational
     assert loss.same_places == isinstance(loss, AttentionTransfer)
 
@@ -323,6 +323,6 @@ def test_weights_out_of_range():
         ((4, 3, 3, 2), (4, 9, 2), "of the same height and width"),
     ],
 )
-def test_attention_needs_the_same_places(teacher, student, message):
+def test_attention_requires_the_same_places(teacher, student, message):
     with pytest.raises(ValueError, match=message):
         AttentionTransfer()(feature(0, *teacher), feature(1, *student))

@@ -1,4 +1,4 @@
-"""ValueMatching: distances by name, object and function; shapes; refusals."""
+"""ValueMatching: distances by name, object and function; shapes; errors."""
 
 import functools
 
@@ -68,8 +68,8 @@ def test_another_loss_for_the_labels():
     )
 
 
-def test_logits_may_be_matched_beside_class_indices():
-    """The matching of logits by Ba and Caruana."""
+def test_logits_can_be_matched_with_class_indices_as_labels():
+    """Logits as values, as in Ba and Caruana 2014."""
     labels = np.array([0, 2, 1, 1])
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     loss = ValueMatching("mse", 0.3, label_loss=cross_entropy)
@@ -158,7 +158,7 @@ def test_cosine_with_a_vector_of_zeros(teacher, student):
         functools.partial(keras.losses.binary_crossentropy, label_smoothing=0),
     ],
 )
-def test_a_cross_entropy_has_to_say_whether_it_takes_logits(loss):
+def test_a_cross_entropy_requires_from_logits(loss):
     message = "requires `from_logits`, because it takes logits or prob"
     with pytest.raises(ValueError, match="`distance` " + message):
         ValueMatching(loss)
@@ -166,7 +166,7 @@ def test_a_cross_entropy_has_to_say_whether_it_takes_logits(loss):
         ValueMatching(label_loss=loss)
 
 
-def test_class_indices_are_no_values():
+def test_losses_for_class_indices_are_refused():
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     with pytest.raises(ValueError, match="`distance` must compare values"):
         ValueMatching(sparse)
@@ -177,7 +177,7 @@ def test_class_indices_are_no_values():
         loss({"labels": np.zeros((4, 2)), "teacher": TEACHER}, STUDENT)
 
 
-def test_labels_of_ones_own_function_are_its_own_matter():
+def test_labels_of_a_custom_function_are_not_checked():
     def first_value(labels, outputs):
         return keras.ops.abs(labels - outputs[:, 0])
 
@@ -205,7 +205,7 @@ def test_no_temperature_and_no_logits_in_its_config():
 
 @pytest.mark.parametrize("distance", ["cosine", keras.losses.Huber(delta=0.1)])
 def test_round_trip(distance):
-    """Also of `Huber`, of which Keras's own config loses the delta."""
+    """Also `Huber`, whose config in Keras does not contain delta."""
     loss = ValueMatching(distance, 0.5, label_loss=keras.losses.LogCosh())
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(loss)

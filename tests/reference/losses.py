@@ -1,7 +1,7 @@
 """Float64 NumPy versions of the formulas; nothing is imported from the package.
 
-Written the slow, literal way, one distribution at a time, so that a mistake in
-the package is not likely to be made here again.
+They are slow and literal, and compute one distribution at a time, so that a
+mistake in the package is not likely to be repeated here.
 """
 
 import math
@@ -35,9 +35,9 @@ def function_matching_gradient(teacher, student, temperature):
 
 
 def generalized_divergence(teacher, student, temperature, kind, beta):
-    """`T^2` times KL(p || q), KL(q || p), or the Jensen-Shannon of the two.
+    """`T^2` times KL(p || q), KL(q || p) or the Jensen-Shannon divergence.
 
-    Returns its value and its gradient for the student.
+    Returns the value and its gradient for the student.
     """
     log_p, log_q = soften(teacher, temperature), soften(student, temperature)
     p, q = np.exp(log_p), np.exp(log_q)
@@ -47,7 +47,7 @@ def generalized_divergence(teacher, student, temperature, kind, beta):
             function_matching_gradient(teacher, student, temperature),
         )
     if kind == "reverse":
-        # Shifted by what the gradient does not see, to keep its digits.
+        # Shifted by a constant to keep digits: it does not change the gradient.
         shifted = [float(t) - float(teacher[np.argmax(q)]) for t in teacher]
         ratios = log_q - np.array(shifted) / temperature
         value = math.fsum(a * (b - c) for a, b, c in zip(q, log_q, log_p))
@@ -64,7 +64,7 @@ def generalized_divergence(teacher, student, temperature, kind, beta):
 
 
 def weighted_correlation(weights, p, q):
-    """Return Pearson's r of values that count by weight."""
+    """Return Pearson's r of weighted values."""
     weights = np.float64(weights) / np.sum(weights)
     p, q = p - weights @ p, q - weights @ q
     return (weights @ (p * q)) / math.sqrt((weights @ p**2) * (weights @ q**2))
@@ -93,7 +93,7 @@ def log_sigmoid(logit):
 
 
 def binary_kd(labels, teacher, student, alpha, temperature):
-    """`alpha * T^2 * BCE(p, q) + (1 - alpha) * BCE(labels, s)`, its mean."""
+    """Mean of `alpha * T^2 * BCE(p, q) + (1 - alpha) * BCE(labels, s)`."""
     total = []
     for y, t, s in zip(labels, teacher, student):
         y, t, s = float(y), float(t), float(s)
@@ -110,7 +110,7 @@ def binary_kd_gradient(labels, teacher, student, alpha, temperature):
     gradient = []
     for y, t, s in zip(labels, teacher, student):
         y, t, s = float(y), float(t), float(s)
-        # The difference of the small ones of q and p, 1 - q and 1 - p.
+        # Computed from the smaller of q and p, or 1 - q and 1 - p.
         sign = -1.0 if t > 0 else 1.0
         q, p = (math.exp(log_sigmoid(sign * z / temperature)) for z in (s, t))
         soft = temperature * sign * (q - p)
@@ -150,7 +150,7 @@ def value_matching(labels, teacher, student, name, alpha):
 
 
 def z_scores(values):
-    """Return `(z, std)`; constant values are centred, and their std is 1."""
+    """Return `(z, std)`. The std of constant values is 1."""
     values = [float(v) for v in values]
     mean = math.fsum(values) / len(values)
     centred = [v - mean for v in values]
@@ -180,8 +180,8 @@ def standardized_function_matching_gradient(teacher, student, temperature):
 def correlation_distance(log_p, log_q):
     """Return `1 - r(p, q)` and its gradient with respect to `log_q`.
 
-    `r` by the textbook, from `np.corrcoef`, of the values divided by their
-    maximum, which it does not see. Where one is constant: see `DIST`.
+    `r` is computed by `np.corrcoef` from the values divided by their maximum,
+    which does not change it. For constant values, see `DIST`.
     """
     p, q = np.exp(log_p - np.max(log_p)), np.exp(log_q - np.max(log_q))
     z_p, z_q = z_scores(p)[0], z_scores(q)[0]
@@ -246,7 +246,7 @@ def decoupled_kd_gradient(label, teacher, student, weights, temperature):
     q = np.exp(soften(student, temperature))
     rest = np.delete(np.arange(len(p)), label)
     q_others = np.exp(soften(student[rest], temperature))
-    # 1 - p_k as the sum of the others: the difference loses its digits.
+    # 1 - p_k is the sum of the others. The difference would lose digits.
     if p[label] > 0.5:
         gap = temperature * (math.fsum(p[rest]) - math.fsum(q[rest]))
     else:
@@ -262,13 +262,13 @@ def decoupled_kd_gradient(label, teacher, student, weights, temperature):
 
 
 def unit(vector):
-    """Return a vector at unit length, one of zeros as it is."""
+    """Return a vector at unit length, and a vector of zeros unchanged."""
     length = np.linalg.norm(vector)
     return vector / length if length else vector
 
 
 def attention_transfer(teacher, student, p):
-    """Of one sample, `(places, channels)`: `(at(t) - at(s))^2`, its mean."""
+    """Mean of `(at(t) - at(s))^2` of one sample, `(places, channels)`."""
     maps = [
         unit(np.array([np.mean(np.abs(place) ** p) for place in feature]))
         for feature in (teacher, student)
@@ -277,7 +277,7 @@ def attention_transfer(teacher, student, p):
 
 
 def similarity_preserving(teacher, student):
-    """Of a batch, `(samples, all)`: `1/n^2 ||G_T - G_S||_F^2`, by sample."""
+    """`1/n^2 ||G_T - G_S||_F^2` of a batch `(samples, all)`, by sample."""
     matrices = []
     for batch in (teacher, student):
         rows = [unit(np.array([a @ b for b in batch])) for a in batch]
@@ -300,7 +300,7 @@ def relational_distances(batch):
 
 
 def relational_kd(teacher, student, distance_weight, angle_weight):
-    """Of a batch, `(samples, all)`, by sample."""
+    """The loss of a batch `(samples, all)`, by sample."""
     count = len(teacher)
     t, s = relational_distances(teacher), relational_distances(student)
     values = np.zeros(count)

@@ -54,7 +54,7 @@ def test_labels_and_weights_follow():
 
 
 def test_both_renderings_get_the_same_transformations():
-    """The teacher's larger view, shrunk, is the student's."""
+    """The teacher's larger view, resized, is the student's view."""
     smooth = np.linspace(0, 1, 64)[None, :, None, None] * np.ones((4, 1, 64, 1))
     smooth = (smooth + smooth.transpose(0, 2, 1, 3) * 3).astype("float32")
     smooth *= np.arange(1, 5).reshape(4, 1, 1, 1)
@@ -75,7 +75,7 @@ def test_several_images_per_sample():
     )
 
 
-# What Keras offers, each with arguments that make it do something.
+# Layers of Keras, each with arguments that have an effect.
 KERAS_LAYERS = {
     "AutoContrast": {},
     "CenterCrop": {"height": 8, "width": 8},
@@ -132,7 +132,7 @@ def test_keras_layers_that_can_not_be_consistent(name):
 @pytest.mark.parametrize(
     "layer", [keras.layers.GaussianNoise(0.1), keras.layers.Rescaling(2.0)]
 )
-def test_layers_that_do_not_split_drawing(layer):
+def test_layers_that_do_not_draw_and_apply_separately(layer):
     with pytest.raises(ValueError, match="student_preprocessing"):
         ConsistentAugment([layer])
 
@@ -142,7 +142,7 @@ def test_not_a_layer():
         ConsistentAugment([lambda x: x])
 
 
-def test_a_layer_that_draws_for_one_size_behind_two():
+def test_a_layer_for_one_size_after_two_sizes():
     layers = [
         InceptionCrop(8, 8, teacher_size=16),
         keras.layers.RandomErasing(),
@@ -166,14 +166,14 @@ def test_different_data_formats():
         ConsistentAugment(layers)
 
 
-def test_data_that_is_no_images():
+def test_data_that_is_not_images():
     with pytest.raises(
         ValueError, match=r"of rank 4. Received: shapes=\[\(4, 9\)\]"
     ):
         chain()(np.zeros((4, 9)), training=True)
 
 
-def test_images_of_different_sizes_need_size_free_layers():
+def test_images_of_different_sizes_require_size_independent_layers():
     data = {"images": (np.zeros((4, 8, 8, 3)), np.zeros((4, 16, 16, 3)))}
     augment = ConsistentAugment([keras.layers.RandomErasing()])
     with pytest.raises(ValueError, match="draws for one image size"):
@@ -216,7 +216,7 @@ def compiled_draw(augment, x):
 
 
 def test_compiled_views_are_the_drawn_transformations():
-    """XLA may draw other numbers than the eager backend; it must apply them."""
+    """XLA may draw other numbers than eager execution, but must apply them."""
     x, _ = images(4, 16, 3)
     augment = chain()
     view, drawn = compiled_draw(augment, x)
@@ -231,8 +231,8 @@ def test_compiled_views_are_the_drawn_transformations():
 
 
 @pytest.mark.parametrize("name", ["RandomRotation", "RandomShear"])
-def test_every_image_of_a_sample_is_moved_alike(name):
-    """On PyTorch some layers write into the drawing that they apply."""
+def test_every_image_of_a_sample_gets_the_same_transformation(name):
+    """On PyTorch, some layers change the transformation that they apply."""
     x, _ = images(4)
     augment = ConsistentAugment(getattr(keras.layers, name)(0.3), seed=1)
     view, drawn = augment.draw({"a": x, "b": x})

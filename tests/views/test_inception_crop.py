@@ -12,7 +12,7 @@ FULL = [0.0, 0.0, 1.0, 1.0]
 
 
 def render(image, box, size):
-    """Resample one box of one image, in NumPy on both sides."""
+    """Resample one box of one image; takes and returns NumPy arrays."""
     image, box = (keras.ops.convert_to_tensor(v) for v in (image, [box]))
     return to_numpy(resample(image, box, size, "channels_last"))
 
@@ -73,7 +73,7 @@ def test_impossible_boxes_fall_back_to_the_largest_central_one():
 
 @pytest.mark.parametrize("size", [(12, 20), (5, 7), (64, 48), (20, 32)])
 def test_resampling_equals_pillow(size):
-    """Pillow's bilinear resize is the antialiased one."""
+    """Pillow's bilinear resize uses antialiasing."""
     x, _ = images(1, 20, 1)
     x = np.concatenate([x, x[:, :, :12]], axis=2)  # 20 x 32
     actual = render(x, FULL, size)[0, :, :, 0]
@@ -132,7 +132,7 @@ def test_teacher_size_renders_the_same_box():
     np.testing.assert_array_equal(to_numpy(views["teacher"]), to_numpy(alone))
 
 
-def test_without_training_images_pass():
+def test_without_training_images_are_unchanged():
     x, _ = images(2, 16, 3)
     np.testing.assert_array_equal(
         to_numpy(InceptionCrop(8, 8)(x, training=False)), x

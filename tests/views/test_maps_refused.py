@@ -1,6 +1,6 @@
-"""What cannot follow a view is refused, by the layer's name and the shape.
+"""Values that cannot follow a view are refused, with the layer and the shape.
 
-And the way out that a message names is tried.
+The solutions that the messages suggest are tested too.
 """
 
 import keras
@@ -24,7 +24,7 @@ def follow(layer, values, images=IMAGES, **kwargs):
 
 
 class Roll(keras.layers.Layer):
-    """Moves pixels, and says nothing of masks."""
+    """Moves pixels, and has no method for masks."""
 
     def get_random_transformation(self, images, training=True, seed=None):
         return {"shift": keras.ops.convert_to_tensor(3)}
@@ -41,7 +41,7 @@ class RollMasks(Roll):
 
 
 class NoisyFlip(layers.RandomFlip):
-    """Keras's method for masks does not know of this one."""
+    """Moves pixels in a way that Keras's method for masks does not."""
 
     def transform_images(self, images, transformation, training=True):
         return keras.ops.roll(images, 3, axis=1)
@@ -72,7 +72,7 @@ NO_MAPS = [
 
 
 @pytest.mark.parametrize("make", MOVING)
-def test_values_that_are_no_maps(make):
+def test_values_that_are_not_maps(make):
     layer = make()
     for shape in [*NO_MAPS, (3, 16, 16, 1, 1)]:
         with pytest.raises(ValueError) as error:
@@ -83,8 +83,8 @@ def test_values_that_are_no_maps(make):
         assert "(3, 16, 16, 3)" in message and "data pipeline" in message
 
 
-def test_maps_made_flat():
-    """They look like a row per sample."""
+def test_flattened_maps():
+    """Flattened maps look like one row per sample."""
     flat = MASK.reshape(3, 256)
     with pytest.raises(ValueError, match=r"one value per pixel.*\(16, 16\)"):
         follow([layers.RandomBrightness(0.2), layers.RandomFlip()], flat)
@@ -93,7 +93,7 @@ def test_maps_made_flat():
     assert follow(layers.RandomFlip(), one_hot) is one_hot
 
 
-def test_behind_layers_that_leave_pixels_everything_passes():
+def test_layers_that_do_not_move_pixels_change_nothing():
     chain = [layers.RandomBrightness(0.2), layers.RandomErasing()]
     for shape in NO_MAPS:
         values = np.zeros(shape)
@@ -113,7 +113,7 @@ def test_behind_layers_that_leave_pixels_everything_passes():
     ids=lambda layer: type(layer).__name__,
 )
 def test_pixels_without_a_label(layer):
-    """They would become class 0, with full weight."""
+    """Such pixels would become class 0, with full weight."""
     with pytest.raises(ValueError, match="adds pixels that have no label"):
         follow(layer, MASK)
     labels = np.arange(3)
@@ -121,7 +121,7 @@ def test_pixels_without_a_label(layer):
 
 
 class VoidRotation(layers.RandomRotation):
-    """Gives the pixels from outside the label that the loss ignores."""
+    """Gives pixels from outside the image the label that the loss ignores."""
 
     def transform_segmentation_masks(
         self, masks, transformation, training=True
@@ -137,7 +137,7 @@ class VoidRotation(layers.RandomRotation):
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_pixels_with_a_label_of_the_users(data_format):
+def test_pixels_with_a_custom_label(data_format):
     layer = VoidRotation(
         0.2,
         fill_mode="constant",
@@ -157,7 +157,7 @@ def test_pixels_with_a_label_of_the_users(data_format):
 
 
 @pytest.mark.parametrize("layer", [Roll, NoisyFlip, lambda: MyCrop(8, 8)])
-def test_a_layer_that_says_nothing_of_masks(layer):
+def test_a_layer_without_a_method_for_masks(layer):
     layer = layer()
     with pytest.raises(
         ValueError,
@@ -166,14 +166,14 @@ def test_a_layer_that_says_nothing_of_masks(layer):
         follow(layer, MASK)
 
 
-def test_a_layer_that_says_it():
+def test_a_layer_with_a_method_for_masks():
     np.testing.assert_array_equal(
         to_numpy(follow(RollMasks(), MASK)), np.roll(MASK, 3, axis=1)
     )
 
 
 class Halves(Roll):
-    """Gives images another size than masks."""
+    """Returns images and masks of different sizes."""
 
     def transform_segmentation_masks(
         self, masks, transformation, training=True
@@ -203,15 +203,15 @@ def test_a_map_at_another_resolution(layer):
         follow(layer, MASK[:, ::2, ::2])
 
 
-def test_a_map_that_would_not_be_whole():
+def test_a_map_whose_size_would_not_be_whole():
     with pytest.raises(
         ValueError, match=r"size after it, \(9, 12\), must be a multiple of 2"
     ):
         follow(InceptionCrop(9, 12), MASK[:, ::2, ::2])
 
 
-def test_sizes_that_are_not_known():
-    """Some layers need none."""
+def test_unknown_sizes():
+    """Some layers do not require static sizes."""
     unknown = keras.KerasTensor((None, None, None, 3))
     augment = ConsistentAugment([layers.RandomFlip(), MixUp()], seed=1)
     drawn = augment.draw(IMAGES)[1]
@@ -240,7 +240,7 @@ def test_class_indices_with_several_channels():
 
 @pytest.mark.parametrize("kind", ["CutMix", "RandomErasing"])
 def test_images_of_a_sample_with_other_channels(kind):
-    """Depth would come back with three channels."""
+    """The depth image would get three channels."""
     augment = ConsistentAugment(getattr(layers, kind)())
     with pytest.raises(ValueError, match="draws for one number of channels"):
         augment.draw({"image": IMAGES, "depth": IMAGES[..., :1]})

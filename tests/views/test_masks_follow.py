@@ -1,7 +1,7 @@
-"""Masks and weights per pixel land where the images' pixels land.
+"""Masks and weights per pixel get the same transformation as the images.
 
-The reference is the image itself: each of its pixels holds the mask's value, so
-that behind nearest neighbour view and mask must agree everywhere.
+The reference is the image itself: each pixel of the image has the value of the
+mask. With nearest-neighbour interpolation, view and mask must be equal.
 """
 
 import keras
@@ -17,7 +17,7 @@ from keras_distill.views._transformations import tensors_of
 
 NEAREST = {"interpolation": "nearest"}
 
-# Every layer of Keras that moves pixels, with nearest neighbour for images.
+# Every layer of Keras that moves pixels, with nearest-neighbour interpolation.
 MOVING = {
     "center crop": ("CenterCrop", {"height": 9, "width": 12}),
     "crop": ("RandomCrop", {"height": 9, "width": 12}),
@@ -51,8 +51,8 @@ MOVING = {
         {"height_factor": (-0.5, 0.5), "width_factor": (-0.3, 0.6), **NEAREST},
     ),
 }
-# Those that leave them, where this Keras has them, with arguments that make
-# them do something.
+# Layers that do not move pixels, if this version of Keras has them, with
+# arguments that have an effect.
 IN_PLACE = {
     "AutoContrast": {},
     "ContrastLimitedAdaptiveHistogramEqualization": {"tile_grid_size": (2, 2)},
@@ -120,8 +120,8 @@ def test_a_mask_follows_its_image(name, data_format):
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["cut", "flip", "crop", "center crop"])
-def test_half_precision_rounds_no_mask(name, policy):
-    """Neither type has every whole number from 4097 on."""
+def test_half_precision_does_not_round_masks(name, policy):
+    """float16 and bfloat16 cannot represent all whole numbers above 4096."""
     values = (ids() + 4097).astype("float32")
     exact, half = (
         ConsistentAugment(moving(name, dtype=dtype), seed=1)
@@ -137,7 +137,7 @@ def test_half_precision_rounds_no_mask(name, policy):
 @pytest.mark.parametrize(
     "name", [name for name in IN_PLACE if hasattr(keras.layers, name)]
 )
-def test_layers_that_leave_pixels_in_place(name):
+def test_layers_that_do_not_move_pixels(name):
     mask = ids()
     augment = ConsistentAugment(
         getattr(keras.layers, name)(**IN_PLACE[name]), seed=1
@@ -150,7 +150,7 @@ def test_layers_that_leave_pixels_in_place(name):
 
 
 def test_every_layer_of_keras_is_known():
-    """A new one is refused until its masks have been looked at."""
+    """A new layer of Keras is refused until a rule for masks is added."""
     refused = {
         "AugMix",
         "RandAugment",
@@ -216,7 +216,7 @@ def test_an_inception_crop(teacher_size):
 @pytest.mark.parametrize(
     "dtype", ["bool", "int8", "int16", "int64", "float16", "float64"]
 )
-def test_every_dtype_stays(dtype):
+def test_every_dtype_is_kept(dtype):
     mask = (ids() % 100).astype(dtype)
     images = as_images(mask)
     augment = ConsistentAugment([InceptionCrop(10, 14), *chain().layers])
@@ -229,7 +229,7 @@ def test_every_dtype_stays(dtype):
 
 
 def test_an_inception_crop_shows_the_mask_where_the_image_is():
-    """Half of the image is one class: the view's colour tells which."""
+    """Half of the image is one class, which the colour of the view shows."""
     mask = np.zeros((16, 32, 32), "int32")
     mask[:, :, 16:] = 1
     augment = ConsistentAugment(
@@ -252,7 +252,7 @@ def chain(**kwargs):
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_a_chain_and_its_recording(data_format):
+def test_several_layers_and_their_recording(data_format):
     mask = ids()
     images = as_images(mask, data_format)
     augment = chain(data_format=data_format)
@@ -263,7 +263,7 @@ def test_a_chain_and_its_recording(data_format):
     for transformations in (drawn, again):
         moved = augment.follow(mask.astype("int32"), transformations, images)
         assert_same(moved, expected, "int32")
-        # Drawings are not written into.
+        # Transformations are not changed.
         moved = augment.follow(mask.astype("int32"), transformations, images)
         assert_same(moved, expected, "int32")
 
@@ -307,7 +307,7 @@ def test_in_a_compiled_step(layers):
         view, drawn = augment.draw(images)
         return view, augment.follow(mask, drawn, images), drawn
 
-    # TensorFlow has no rotation for XLA, nor the distribution of `CutMix`.
+    # TensorFlow cannot compile rotation or the distribution of `CutMix` by XLA.
     view, moved, drawn = compiled(
         step,
         augment,
@@ -324,7 +324,7 @@ def test_in_a_compiled_step(layers):
 
 @pytest.mark.parametrize("stride", [2, 4, 8])
 def test_maps_at_another_resolution(stride):
-    """A map that is constant on each cell, at full and at its own size."""
+    """A map that is constant on each cell, at full and at reduced size."""
     small = ids(3, 32 // stride, 64 // stride)
     full = small.repeat(stride, axis=1).repeat(stride, axis=2)
     images = as_images(full)
@@ -351,7 +351,7 @@ def test_maps_at_another_resolution(stride):
         np.testing.assert_array_equal(to_numpy(moved), expected)
 
 
-def test_weights_per_pixel_beside_labels():
+def test_weights_per_pixel_with_labels():
     labels, generator = ids(), np.random.default_rng(1)
     weights = generator.uniform(size=256).astype("float32")
     images = as_images(labels)

@@ -1,4 +1,4 @@
-"""Masks behind a view in `fit()`: a network that is right stays right."""
+"""Masks with a view in `fit()`: a network without errors keeps none."""
 
 import keras
 import numpy as np

@@ -33,7 +33,7 @@ def test_partners_are_a_permutation():
     assert list(partners) != list(range(50))
 
 
-def test_images_and_labels_are_blended_alike():
+def test_images_and_labels_get_the_same_weights():
     x, _ = images(6, 4)
     labels = np.eye(6, dtype="float32")
     mixed = MixUp(seed=2)({"images": x, "labels": labels}, training=True)
@@ -70,7 +70,7 @@ def test_integer_images():
     np.testing.assert_array_equal(to_numpy(mixed), to_numpy(expected))
 
 
-def test_without_training_data_passes():
+def test_without_training_data_is_unchanged():
     x, y = images(6, 4)
     out = MixUp()({"images": x, "labels": y}, training=False)
     np.testing.assert_array_equal(to_numpy(out["images"]), x)

@@ -1,4 +1,4 @@
-"""Labels, weights and maps behind layers that mix images."""
+"""Labels, weights and maps with layers that mix images."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ MIXING = {
 
 @pytest.fixture(params=MIXING)
 def mixed(request):
-    """A chain, a drawing, its images, and its matrix of shares."""
+    """Layers, a transformation, its images, and the matrix of mix weights."""
     augment = ConsistentAugment(MIXING[request.param](), seed=1)
     images = np.random.default_rng(0).uniform(0, 255, (6, 8, 12, 3))
     images = images.astype("float32")
@@ -45,7 +45,7 @@ def assert_close(values, expected):
     np.testing.assert_allclose(to_numpy(values), expected, atol=1e-6)
 
 
-# Two void labels among them.
+# Contains two void labels.
 LABELS = np.array([0, 4, 255, 2, -1, 2])
 
 
@@ -60,7 +60,7 @@ def test_class_indices(mixed, dtype, shape):
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 4)])
 @pytest.mark.parametrize("dtype", ["int32", "float32", "bool"])
-def test_values_per_sample_that_are_no_indices(mixed, shape, dtype):
+def test_values_per_sample_that_are_not_indices(mixed, shape, dtype):
     augment, drawn, images, shares = mixed
     values = np.random.default_rng(1).uniform(0, 2, shape).astype(dtype)
     assert_close(augment.follow(values, drawn, images), shares @ values)
@@ -79,7 +79,7 @@ def blended(request):
     images = np.random.default_rng(0).uniform(0, 255, (6, 8, 12, 3))
     images = images.astype("float32")
     view, drawn = augment.draw(images)
-    # The images tell the shares: they were blended alike.
+    # The images show the weights: they are blended with the same weights.
     flat = images.reshape(6, -1).astype("float64")
     shares = to_numpy(view).reshape(6, -1) @ np.linalg.pinv(flat)
     return augment, drawn, images, shares
@@ -133,7 +133,7 @@ def test_channels_first():
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
 def test_cut_mix_pastes_masks(dtype):
-    """Class indices become one-hot as under every mix; else nothing changes."""
+    """Class indices become one-hot, as with every mix; nothing else changes."""
     values = masks().astype(dtype)
     augment = ConsistentAugment(keras.layers.CutMix(), seed=1)
     images = np.stack([values] * 3, axis=-1).astype("float32")
@@ -146,8 +146,8 @@ def test_cut_mix_pastes_masks(dtype):
     np.testing.assert_array_equal(to_numpy(moved), expected)
 
 
-def test_layers_around_a_mix():
-    """The matrix of shares applies to what the layers before it moved."""
+def test_layers_before_and_after_a_mix():
+    """The mix weights apply to the result of the layers before."""
     values = masks()
     crop, flip = InceptionCrop(6, 6), keras.layers.RandomFlip()
     augment = ConsistentAugment([crop, MixUp(), flip], seed=1)
@@ -193,11 +193,11 @@ def test_a_layer_called_on_class_indices(key):
         augment(data, training=True)
 
 
-# Layers of the user's.
+# Custom layers.
 
 
 class Swap(keras.layers.Layer):
-    """Shows each sample a share of the next one."""
+    """Blends each sample with the next one."""
 
     mixes_labels = True
 
@@ -238,7 +238,7 @@ class LosesClasses(Swap):
 
 
 class SwapsSides(keras.layers.RandomFlip):
-    """Flips, and gives each left class the place of its right one."""
+    """Has a `transform_labels`, and does not define `mixes_labels`."""
 
     def transform_labels(self, labels, transformation, training=True):
         return labels
@@ -247,7 +247,7 @@ class SwapsSides(keras.layers.RandomFlip):
 SHARES = 0.75 * np.eye(6) + 0.25 * np.roll(np.eye(6), 1, axis=1)
 
 
-def test_a_mixing_layer_of_the_users():
+def test_a_custom_mixing_layer():
     augment = ConsistentAugment([Swap()])
     assert augment.mixes_labels and augment.moves_pixels
     images = np.random.rand(6, 8, 12, 3).astype("float32")
@@ -260,7 +260,7 @@ def test_a_mixing_layer_of_the_users():
     assert_close(moved, np.einsum("ij,jhwc->ihwc", SHARES, one_hot(masks())))
 
 
-def test_a_layer_that_says_that_labels_stay():
+def test_a_layer_that_declares_that_labels_do_not_change():
     augment = ConsistentAugment([LabelsStay()])
     assert not augment.mixes_labels
     images = np.random.rand(6, 8, 12, 3).astype("float32")
@@ -271,7 +271,7 @@ def test_a_layer_that_says_that_labels_stay():
 
 
 @pytest.mark.parametrize("layer", [Silent, SwapsSides])
-def test_a_layer_that_does_not_say(layer):
+def test_a_layer_that_declares_nothing(layer):
     with pytest.raises(
         ValueError, match=rf"\({layer.__name__}\) has a custom `transform_"
     ):
@@ -297,7 +297,7 @@ def test_a_mixing_layer_that_changes_shapes():
 
 def test_a_subclass_of_a_layer_that_mixes():
     class Mine(keras.layers.CutMix):
-        """The same with another default."""
+        """The same layer with another default."""
 
     augment = ConsistentAugment([Mine()], seed=1)
     plain = ConsistentAugment([keras.layers.CutMix()], seed=1)
