@@ -95,8 +95,8 @@ class _Arrays:
 class _Stream:
     """The data as a stream: each batch is checked against its recorded samples.
 
-    Keras reads the first batches once more before training. A stream cannot go
-    back, so the first batches are kept.
+    Keras reads the first batches before training, and then again. A stream
+    cannot go back, so the first batches are kept.
     """
 
     _KEPT = 3
