@@ -30,15 +30,15 @@ Methods that `Distiller` overrides (`distiller/_distiller.py`):
 Attributes that many files read:
 
 - `Layer._flatten_layers`: all layers inside a layer, in the order of saving
-  (`_graphs/_layers.py`, `_graphs/_copier.py`,
-  `teachers/_precision.py`, `teachers/_torch_modules.py`,
-  `distiller/_model_checks.py`, `distiller/_warnings.py`, and in `compression`
-  `packing/_assets.py`, `litert/` and `weights/_weight_selection.py`).
+  (`_graphs/_layers.py`, `_graphs/_copier.py`, `teachers/_precision.py`,
+  `teachers/_torch_modules.py`, `distiller/_model_checks.py`,
+  `distiller/_warnings.py`, and in `compression` `packing/_assets.py`, `litert/`
+  and `weights/_weight_selection.py`). Without it, layers inside nested layers
+  would be missed.
 - `KerasTensor._keras_history`, `Operation._inbound_nodes`: which layer returned
   a tensor, and what it was called with (`_graphs/_walk.py`,
   `_graphs/_copier.py`, `_graphs/_outputs.py`). Without them, no layer of a
   model could be replaced, and the last activation would be unknown.
-
 - `Node.operation`, `.arguments`, `.input_tensors`, `.outputs`, `.is_input`: one
   call of a layer (`_graphs/`, `compression/channels/`, `reports/_costs.py`).
 - Of optimizers `_variables`, `_track_variable`, `_trainable_variables`,
@@ -47,21 +47,20 @@ Attributes that many files read:
   values would be constants of the step. Its methods `apply`,
   `save_own_variables` and `load_own_variables` are replaced during `fit()`.
 - Of `MultiHeadAttention` `_compute_attention`, `_masked_softmax`,
-  `_dropout_layer` and the inner projections: rounding inside of attention
+  `_dropout_layer` and the inner projections: rounding inside attention
   (`compression/litert/_quantized_blocks.py`).
 
 Behaviour that is not documented:
 
 - `type(model).call.__qualname__` is `"Functional.call"` or `"Sequential.call"`
   if the graph is all that a model computes (`_graphs/_walk.py`).
-- Operations have no public class; they are known by the names of their classes
-  (`_graphs/_elementwise.py`, `reports/_macs.py`). An unknown operation keeps all
-  channels, and its costs are unknown.
+- Operations have no public class, so they are recognised by the names of their
+  classes (`_graphs/_elementwise.py`, `reports/_macs.py`). An unknown operation
+  keeps all channels, and its costs are unknown.
 - The state of a random generator is a variable named `"seed_generator_state"`
   (`compression/packing/_words.py`).
 - `History` is the last callback that runs
   (`compression/weights/_sparsity_warnings.py`).
-
 - A layer looks up `call` and `quantized_call` on the instance, so both can be
   wrapped for one forward pass (`_graphs/_features.py`).
 - Epoch iterators yield `(begin, end, batches)` (`_backend.py:first_batch`).
