@@ -6,7 +6,7 @@ all canvases but only 400 of the labels.
 
     python examples/multi_label.py
 
-Takes a minute on two CPU cores.
+Takes half a minute on two CPU cores.
 """
 
 import keras

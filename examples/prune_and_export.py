@@ -6,7 +6,7 @@ what is left, first in float32 and then with the rounding of int8. Needs
 
     python examples/prune_and_export.py
 
-Takes a minute on two CPU cores.
+Takes half a minute on two CPU cores.
 """
 
 import pathlib

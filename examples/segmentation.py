@@ -6,7 +6,7 @@ masks and teacher for each pixel; the masks follow the random crops.
 
     python examples/segmentation.py
 
-Takes a minute on two CPU cores.
+Takes half a minute on two CPU cores.
 """
 
 import keras
