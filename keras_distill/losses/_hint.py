@@ -12,6 +12,7 @@ from keras_distill import _arguments
 from keras_distill import _schedules
 from keras_distill._schedules import Schedule
 from keras_distill._typing import Tensor
+from keras_distill.losses._label_loss import is_of_keras
 from keras_distill.views import _images
 
 
@@ -161,13 +162,23 @@ class Hint(_schedules.Controlled):
         Raises:
             ValueError: if the features cannot be compared.
         """
-        received = (
-            f"Received: shape {tuple(teacher_shape)} from the teacher's layer "
-            f"{self.teacher_layer!r}, and shape {tuple(student_shape)} from "
-            f"the student's layer {self.student_layer!r}."
-        )
-        if self.relational and not self.loss.same_places:
-            return _built(self.given_projector(existing), student_shape)
+        projector = self.projector if existing is None else existing
+        if projector == "auto":
+            projector = None
+            if not self.relational and teacher_shape[-1] != student_shape[-1]:
+                projector = keras.layers.Dense(teacher_shape[-1])
+        if not self.relational or self.loss.same_places:
+            self._check_places(teacher_shape, student_shape)
+        if isinstance(projector, keras.layers.Layer) and not projector.built:
+            projector.build(tuple(student_shape))
+        # Without a projector, a custom loss itself checks the widths.
+        is_custom = projector is None and not is_of_keras(self.loss)
+        if not self.relational and not is_custom:
+            self._check_widths(teacher_shape, student_shape, projector)
+        return projector
+
+    def _check_places(self, teacher_shape, student_shape):
+        received = self._received(teacher_shape, student_shape)
         if len(teacher_shape) != len(student_shape):
             raise ValueError(
                 "The features of a hint must have the same rank. "
@@ -180,40 +191,27 @@ class Hint(_schedules.Controlled):
                 f"sequences are not resized. {received} Use layers that return "
                 "the same length."
             )
-        width = teacher_shape[-1]
-        projector = self.given_projector(existing)
-        if projector == "auto":
-            if width == student_shape[-1]:
-                return None
-            projector = keras.layers.Dense(width)
-        _built(projector, student_shape)
-        if self.relational or (projector is None and self._has_custom_loss):
-            return projector  # The loss itself checks the widths.
-        projected = student_shape
-        if isinstance(projector, keras.layers.Layer):
-            projected = projector.compute_output_shape(tuple(student_shape))
-        if projected[-1] != width:
+
+    def _check_widths(self, teacher_shape, student_shape, projector):
+        projected_shape = student_shape
+        if projector is not None:
+            projected_shape = projector.compute_output_shape(
+                tuple(student_shape)
+            )
+        if projected_shape[-1] != teacher_shape[-1]:
+            received = self._received(teacher_shape, student_shape)
             raise ValueError(
                 f"The features of a hint must have the same width. {received} "
                 f"With projector={self.projector!r}, the student's feature has "
-                f"{projected[-1]} channels. Use `projector='auto'`."
+                f"{projected_shape[-1]} channels. Use `projector='auto'`."
             )
-        return projector
 
-    def given_projector(
-        self, existing: keras.layers.Layer | None = None
-    ) -> str | keras.layers.Layer | None:
-        """Return the projector to use: a layer, `"auto"` or `None`."""
-        if existing is not None:
-            return existing
-        if self.projector == "auto" and self.relational:
-            return None
-        return self.projector
-
-    @property
-    def _has_custom_loss(self):
-        module = getattr(self.loss, "__module__", None)
-        return not (module or type(self.loss).__module__).startswith("keras.")
+    def _received(self, teacher_shape, student_shape):
+        return (
+            f"Received: shape {tuple(teacher_shape)} from the teacher's layer "
+            f"{self.teacher_layer!r}, and shape {tuple(student_shape)} from "
+            f"the student's layer {self.student_layer!r}."
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -254,12 +252,6 @@ def _same_size(teacher, student):
         teacher = _images.resize_axis(teacher, axis, size)
         student = _images.resize_axis(student, axis, size)
     return teacher, student
-
-
-def _built(projector, student_shape):
-    if isinstance(projector, keras.layers.Layer) and not projector.built:
-        projector.build(tuple(student_shape))
-    return projector
 
 
 def _name(argument, value):

@@ -41,12 +41,12 @@ def rule_of(
         _refuse(
             layer,
             layout,
-            "it has no method for masks. Add the method "
+            "it has no custom method for masks. Add "
             "`transform_segmentation_masks(masks, transformation, training="
             "True)` with nearest-neighbour interpolation; if the layer only "
             "changes colours, return the masks unchanged",
         )
-    return by_method
+    return _by_method
 
 
 def _refuse(layer, layout, reason):
@@ -66,22 +66,12 @@ def _check_resolution(layer, layout):
         )
 
 
-def keep(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _keep(layer, maps, transformation, layout):
     """Keep the maps, for layers that only change colours."""
     return maps
 
 
-def flip(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _flip(layer, maps, transformation, layout):
     """Apply `keras.layers.RandomFlip`, at any resolution."""
     for axis, direction in ((2, "horizontal"), (1, "vertical")):
         if direction in layer.mode:
@@ -108,23 +98,13 @@ def _size_and_stride(layer, layout):
     return tuple(length // layout.stride for length in size), layout.stride
 
 
-def inception_crop(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _inception_crop(layer, maps, transformation, layout):
     """Apply `InceptionCrop`, with one box per map."""
     size, _ = _size_and_stride(layer, layout)
     return map_functions.render_boxes(maps, transformation["boxes"], size)
 
 
-def random_crop(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _random_crop(layer, maps, transformation, layout):
     """Apply `keras.layers.RandomCrop`, which enlarges images if too small."""
     size, stride = _size_and_stride(layer, layout)
     top, left = transformation
@@ -141,12 +121,7 @@ def random_crop(
     return map_functions.render_box(maps, box, size, stride)
 
 
-def center_crop(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _center_crop(layer, maps, transformation, layout):
     """Apply `keras.layers.CenterCrop`, which enlarges images if too small."""
     size, stride = _size_and_stride(layer, layout)
     height, width = layout.image_size
@@ -157,12 +132,7 @@ def center_crop(
     return map_functions.render_box(maps, box, size, stride)
 
 
-def resize(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _resize(layer, maps, transformation, layout):
     """Apply `keras.layers.Resizing`."""
     if layer.pad_to_aspect_ratio:
         _refuse(
@@ -189,12 +159,7 @@ def _largest_box(layer, layout):
     return top, left, box_height, box_width
 
 
-def affine(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _affine(layer, maps, transformation, layout):
     """Apply Keras's rotation, shear, translation and zoom.
 
     The layer transforms an image whose pixels contain their own row and column.
@@ -229,12 +194,7 @@ def affine(
     return map_functions.gather(maps, rows * width + columns)
 
 
-def perspective(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _perspective(layer, maps, transformation, layout):
     """Refuse `keras.layers.RandomPerspective`: it fills with a constant."""
     _refuse(
         layer,
@@ -260,35 +220,20 @@ def paste(
     return ops.where(pasted[..., :1], partners, maps)
 
 
-def mix_up(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _mix_up(layer, maps, transformation, layout):
     """Apply `MixUp`."""
     weight, partner = transformation["weight"], transformation["partner"]
     return map_functions.blend(maps, weight, partner)
 
 
-def keras_mix_up(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _keras_mix_up(layer, maps, transformation, layout):
     """Apply `keras.layers.MixUp`."""
     weight = transformation["mix_weight"]
     partner = transformation["permutation_order"]
     return map_functions.blend(maps, weight, partner)
 
 
-def by_method(
-    layer: keras.layers.Layer,
-    maps: Tensor,
-    transformation: Any,
-    layout: MapLayout,
-) -> Tensor:
+def _by_method(layer, maps, transformation, layout):
     """Apply a custom layer by its method `transform_segmentation_masks`."""
     _check_resolution(layer, layout)
     first = layout.data_format == "channels_first"
@@ -321,20 +266,20 @@ def _rules(**rules):
 
 
 _RULES = {
-    InceptionCrop: inception_crop,
-    MixUp: mix_up,
-    **dict.fromkeys(_layer_kinds.IN_PLACE, keep),
+    InceptionCrop: _inception_crop,
+    MixUp: _mix_up,
+    **dict.fromkeys(_layer_kinds.IN_PLACE, _keep),
     **_rules(
-        CenterCrop=center_crop,
+        CenterCrop=_center_crop,
         CutMix=paste,
-        MixUp=keras_mix_up,
-        RandomCrop=random_crop,
-        RandomFlip=flip,
-        RandomPerspective=perspective,
-        RandomRotation=affine,
-        RandomShear=affine,
-        RandomTranslation=affine,
-        RandomZoom=affine,
-        Resizing=resize,
+        MixUp=_keras_mix_up,
+        RandomCrop=_random_crop,
+        RandomFlip=_flip,
+        RandomPerspective=_perspective,
+        RandomRotation=_affine,
+        RandomShear=_affine,
+        RandomTranslation=_affine,
+        RandomZoom=_affine,
+        Resizing=_resize,
     ),
 }
