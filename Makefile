@@ -75,6 +75,8 @@ test-newest:
 	build/newest/bin/python -m pip install -q -U -e '.[dev]'
 	$(MAKE) BIN=build/newest/bin versions-tensorflow versions-jax versions-torch
 
+# Older versions of XLA do not know the flags of tests/conftest.py.
+versions-%: export XLA_FLAGS = --xla_backend_optimization_level=0
 versions-%:
 	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -n 2 --dist worksteal
 

@@ -4,10 +4,13 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A test runs what it compiles a few times only, so that an optimised program
-# would take longer. `make suite` runs some of the tests again as users compile,
-# with `XLA_FLAGS=`.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# A test runs what it compiles a few times only, so compiling fast matters most:
+# without optimisation, and without the emitters for fusions, which take 40 % of
+# the time. `make suite` runs some tests as users compile, with `XLA_FLAGS=`.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 # Imported after TensorFlow, PyTorch crashes the process.
 import torch  # noqa: F401, I001
