@@ -120,7 +120,10 @@ augment = ConsistentAugment(
     ]
 )
 steps = options.epochs * -(-len(x) // 128)
-rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+# A warm-up keeps pretrained weights from being destroyed at the beginning.
+rate = keras.optimizers.schedules.CosineDecay(
+    0.0, steps, warmup_target=2e-3, warmup_steps=steps // 20
+)
 distiller = Distiller(student=student, teacher=teacher, augment=augment)
 distiller.compile(keras.optimizers.Adam(rate), FunctionMatching(temperature=4))
 distiller.fit(x, batch_size=128, epochs=options.epochs, verbose=2)
