@@ -26,7 +26,7 @@ suite: $(VENV)/dev-installed
 
 # These tests run with XLA's own optimisation level, as users compile. All others
 # run with the lowest, see tests/conftest.py. PyTorch does not use XLA.
-AS_USERS_COMPILE := tests/test_invariants.py tests/test_training_loops.py \
+AS_USERS_COMPILE := tests/test_invariants.py \
 	tests/losses/test_against_float64.py
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
