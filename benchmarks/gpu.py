@@ -40,7 +40,7 @@ def pair(size, batch, smoke):
 
 
 def _twins(size):
-    """A teacher of two networks, that answers with the mean of their logits."""
+    """A teacher of two networks, that returns the mean of their logits."""
     inputs = keras.Input((size, size, 3))
     members = [
         models.application(keras.applications.ResNet101, size, 1000)

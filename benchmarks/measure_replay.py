@@ -41,7 +41,7 @@ def replay(smoke):
             )
         rows.append(
             {
-                "title": "replayed step / student alone on stored answers, "
+                "title": "replayed step / student alone on stored outputs, "
                 f"`fit()`, {TITLES['cnn']}, {name}",
                 "goal": GOAL,
                 **measured,
@@ -95,7 +95,7 @@ def _replayed(pair, views, folder, x):
 
 
 def _alone(pair, views, x):
-    """Train the student on views of its own, and on answers in memory."""
+    """Train the student on its own views, and on outputs in memory."""
     augment = views(pair)
     student = keras.Sequential(
         [
@@ -105,9 +105,9 @@ def _alone(pair, views, x):
         ]
     )
     student.compile(setups.optimizer(), loss=FunctionMatching())
-    answers = np.zeros((len(x), pair.classes), "float32")
+    outputs = np.zeros((len(x), pair.classes), "float32")
 
     def run(times):
-        student.fit(x, answers, pair.batch, epochs=EPOCHS * times, verbose=0)
+        student.fit(x, outputs, pair.batch, epochs=EPOCHS * times, verbose=0)
 
     return run

@@ -24,7 +24,7 @@ def _effort(name):
 
 
 def overhead(smoke, only=("cnn", "resnet", "imagenet")):
-    """The Distiller against the teacher's answer and the student's step."""
+    """The Distiller against one pass of the teacher and a student's step."""
     rows = []
     for name in only:
         pair = models.pairs(smoke)[name]

@@ -1,4 +1,4 @@
-"""Cheaper teachers: how much faster they answer, and how much is lost."""
+"""Faster teachers: the time of a forward pass, and how much is lost."""
 
 import keras
 import numpy as np
@@ -46,22 +46,22 @@ def cheaper_teachers(smoke):
 def _row(title, make_teacher, make_student, change, x, smoke):
     teacher = make_teacher()
     cheaper = change(teacher)
-    answers = [loops.inference(model) for model in (cheaper, teacher)]
+    passes = [loops.inference(model) for model in (cheaper, teacher)]
     measured = compare(
-        lambda: loops.repeated(answers[0], [x]),
-        lambda: loops.repeated(answers[1], [x]),
+        lambda: loops.repeated(passes[0], [x]),
+        lambda: loops.repeated(passes[1], [x]),
         instances=1,
         seconds=2.0,
         smoke=smoke,
     )
     student = loops.inference(make_student())(x)
     losses = [
-        float(FunctionMatching()(ops.cast(answer(x), "float32"), student))
-        for answer in answers
+        float(FunctionMatching()(ops.cast(forward(x), "float32"), student))
+        for forward in passes
     ]
     change = abs(losses[0] - losses[1]) / max(losses[1], 1e-12)
     return {
-        "title": f"teacher's answer / plain teacher's, {title}",
+        "title": f"teacher's forward pass / that of the plain teacher, {title}",
         "loss_change": float(f"{change:.2g}"),
         **measured,
     }

@@ -14,7 +14,7 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 # A table for each of these: its heading, and the measurements that it shows.
 TABLES = {
-    "A step, beside what it is compared with": (
+    "A step, beside its parts": (
         "overhead",
         "by_hand",
         "keras_logits",
@@ -23,7 +23,7 @@ TABLES = {
         "replay",
     ),
     "Views": ("views",),
-    "Cheaper teachers": ("cheaper_teachers",),
+    "Faster teachers": ("cheaper_teachers",),
     "Pruning, weight sharing and packing": ("compression", "packing"),
     "How the cost grows": ("batch_size", "teachers", "hints", "classes"),
 }

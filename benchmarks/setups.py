@@ -39,18 +39,18 @@ def distiller(
 
 
 def teacher_and_student(pair):
-    """Return `run(steps)`: the teacher answers, the student trains by itself.
+    """Return `run(steps)`: the teacher runs, then the student trains.
 
-    The student learns from stored answers, with the same loss. This is the work
-    that no distillation can do without.
+    The student learns from stored outputs, with the same loss. Every
+    distillation requires this work.
     """
     teacher, student = pair.teacher(), pair.student()
     batches = images(pair)
-    answer = loops.inference(teacher)
-    stored = [(x, ops.copy(answer(x))) for x, _ in batches]
+    forward = loops.inference(teacher)
+    stored = [(x, ops.copy(forward(x))) for x, _ in batches]
     student.compile(optimizer(), loss=FunctionMatching())
     return loops.together(
-        loops.repeated(answer, [x for x, _ in batches]),
+        loops.repeated(forward, [x for x, _ in batches]),
         loops.training(student, stored),
     )
 
