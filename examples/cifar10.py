@@ -122,7 +122,7 @@ augment = ConsistentAugment(
 steps = options.epochs * -(-len(x) // 128)
 # A warm-up keeps pretrained weights from being destroyed at the beginning.
 rate = keras.optimizers.schedules.CosineDecay(
-    0.0, steps, warmup_target=2e-3, warmup_steps=steps // 20
+    0.0, steps, warmup_target=2e-3, warmup_steps=steps // 20 + 1
 )
 distiller = Distiller(student=student, teacher=teacher, augment=augment)
 distiller.compile(keras.optimizers.Adam(rate), FunctionMatching(temperature=4))

@@ -69,9 +69,19 @@ def test_amx_is_refused():
     assert done.returncode and "Name the command" in done.stderr
 
 
+# Of the other backends, those with loops of their own.
+MEASUREMENTS = {
+    "tensorflow": [],
+    "jax": ["--only", "overhead,by_hand,memory,compression"],
+    "torch": ["--only", "overhead,by_hand,memory,compression"],
+}
+
+
 def test_every_benchmark_runs(tmp_path):
     out = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--out", out]
+    backend = keras.backend.backend()
+    command += MEASUREMENTS[backend]
     for _ in range(2):  # The second time there is nothing left to do.
         done = subprocess.run(
             [*command, "--resume"],
@@ -82,9 +92,10 @@ def test_every_benchmark_runs(tmp_path):
             text=True,
         )
     assert done.stdout == ""
-    results = json.loads(out.read_text())[keras.backend.backend()]
+    results = json.loads(out.read_text())[backend]
     rows = [row for entry in results.values() for row in entry["rows"]]
-    assert len(results) >= 11 and all(row["ratio"] > 0 for row in rows)
+    assert len(results) >= (11 if backend == "tensorflow" else 3)
+    assert all(row["ratio"] > 0 for row in rows)
 
 
 def test_the_gpu_benchmark_runs(tmp_path):

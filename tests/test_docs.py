@@ -15,23 +15,21 @@ PAGES = sorted(
 )
 
 
-# Compression and files are tested on every backend elsewhere. Their pages run
-# where exporting needs no other process.
-ON_ONE_BACKEND = (
-    "compare-size-speed-accuracy",
-    "export-to-litert",
-    "low-rank-and-separable-layers",
-    "prune-channels",
-    "prune-weights",
-    "quantization-aware-training",
-    "share-and-pack-weights",
-    "shrink-a-resnet-56-tenfold",
+# The code of these pages depends on the backend, or is what users try first.
+# All other pages use what the suite tests on every backend, so they run on one.
+ON_EVERY_BACKEND = (
+    "index",
+    "first-distillation",
+    "many-devices-and-mixed-precision",
+    "offline-distillation",
+    "teachers-from-other-frameworks",
+    "write-your-own",
 )
 
 
 def page_of(path):
     marks = ()
-    if path.stem in ON_ONE_BACKEND:
+    if path.stem not in ON_EVERY_BACKEND:
         marks = pytest.mark.one_backend("tensorflow")
     return pytest.param(path, id=path.stem, marks=marks)
 

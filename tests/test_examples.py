@@ -1,6 +1,5 @@
-"""The examples are short, run on every backend, and become notebooks."""
+"""The examples are short, run, and become notebooks."""
 
-import importlib.util
 import io
 import pathlib
 import runpy
@@ -25,6 +24,9 @@ LONGEST = {
     "flowers102": 140,
     "make_notebooks": 140,
 }
+# What the examples use is tested on every backend. That a script is not out of
+# date shows on one.
+ON_ONE_BACKEND = pytest.mark.one_backend("tensorflow")
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -63,6 +65,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@ON_ONE_BACKEND
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_is_short_and_says_how_to_run_it(name):
     source = (EXAMPLES / f"{name}.py").read_text()
@@ -81,12 +84,12 @@ def test_each_is_short_and_says_how_to_run_it(name):
     "name",
     [
         "quickstart",
-        "hints",
-        "multi_label",
         "recorded_teacher",
-        "regression",
-        "segmentation",
         "torch_teacher",
+        *(
+            pytest.param(name, marks=ON_ONE_BACKEND)
+            for name in ("hints", "multi_label", "regression", "segmentation")
+        ),
     ],
 )
 def test_each_runs_and_saves_the_student(name, run, capsys, tmp_path):
@@ -97,6 +100,7 @@ def test_each_runs_and_saves_the_student(name, run, capsys, tmp_path):
     assert student.input_shape == names["student"].input_shape
 
 
+@ON_ONE_BACKEND
 def test_prune_and_export(run, capsys, tmp_path):
     names = run("prune_and_export")
     assert names["pruned"].count_params() < names["network"].count_params() / 2
@@ -120,6 +124,7 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype="uint8")
 
 
+@ON_ONE_BACKEND
 def test_mnist(run, tmp_path):
     x, y = noise(64, 28, 28), np.arange(64, dtype="uint8") % 10
     arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
@@ -145,6 +150,7 @@ def state_of(model):
     }
 
 
+@ON_ONE_BACKEND
 def test_cifar10(run, tmp_path):
     """With a teacher that the example trains, and with published weights."""
     strip = noise(10 * 32, 32, 3)
@@ -168,6 +174,7 @@ def test_cifar10(run, tmp_path):
         same_outputs(names[old], again[new])
 
 
+@ON_ONE_BACKEND
 def test_flowers102(run, tmp_path, monkeypatch):
     pictures = noise(4, 160, 200, 3)
     data, offsets = joined([encoded(p, "jpeg") for p in pictures])
@@ -190,13 +197,6 @@ def test_flowers102(run, tmp_path, monkeypatch):
     assert (tmp_path / "flowers102_student.keras").exists()
 
 
-needs_jupyter = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow"
-    or not importlib.util.find_spec("nbclient"),
-    reason="the same cells run above on every backend",
-)
-
-
 @pytest.fixture
 def make_notebooks(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -205,7 +205,7 @@ def make_notebooks(monkeypatch):
     return make_notebooks
 
 
-@needs_jupyter
+@ON_ONE_BACKEND
 def test_notebooks_are_valid_and_complete(make_notebooks):
     import nbformat
 
@@ -226,7 +226,7 @@ def test_notebooks_are_valid_and_complete(make_notebooks):
         assert not missing - set(cells)
 
 
-@needs_jupyter
+@ON_ONE_BACKEND
 def test_a_notebook_runs(make_notebooks):
     notebook = make_notebooks.notebook_of(EXAMPLES / "quickstart.py")
     for cell in notebook.cells:
