@@ -16,7 +16,6 @@ it:
 from keras_distill.views import ConsistentAugment as ConsistentAugment
 from keras_distill.views import InceptionCrop as InceptionCrop
 from keras_distill.views import MixUp as MixUp
-from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.losses import FunctionMatching as FunctionMatching
 from keras_distill.losses import ClassicKD as ClassicKD
 from keras_distill.losses import DecoupledKD as DecoupledKD
@@ -27,6 +26,7 @@ from keras_distill.losses import Hint as Hint
 from keras_distill.losses import AttentionTransfer as AttentionTransfer
 from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
 from keras_distill.losses import RelationalKD as RelationalKD
+from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.recording import record_teacher as record_teacher
 from keras_distill.recording import RecordedTeacher as RecordedTeacher
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement

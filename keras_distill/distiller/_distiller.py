@@ -48,7 +48,7 @@ from keras_distill.views import ConsistentAugment
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Distiller(keras.Model):
-    """Trains a student to be like its teacher, in plain `fit()`.
+    """Trains a student to match its teacher, with plain `fit()`.
 
     Each training step draws one view of the batch, shows it to both models, and
     moves the student towards the teacher. The student is the caller's own

@@ -1,10 +1,5 @@
 """Losses: how far the student's outputs are from the teacher's."""
 
-# ruff: noqa: I001  The imports are in reading order.
-
-from keras_distill.losses._distillation_loss import (
-    DistillationLoss as DistillationLoss,
-)
 from keras_distill.losses._function_matching import (
     FunctionMatching as FunctionMatching,
 )
@@ -21,3 +16,6 @@ from keras_distill.losses._similarity_preserving import (
     SimilarityPreserving as SimilarityPreserving,
 )
 from keras_distill.losses._relational_kd import RelationalKD as RelationalKD
+from keras_distill.losses._distillation_loss import (
+    DistillationLoss as DistillationLoss,
+)
