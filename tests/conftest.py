@@ -11,6 +11,11 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
+# Workers share the cores: with a thread for each core in every worker, PyTorch
+# takes several times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # Imported after TensorFlow, PyTorch crashes the process.
 import torch  # noqa: F401, I001
