@@ -6,8 +6,6 @@ and shared values, because they replace the weights at the end of `fit()`, or
 for each validation.
 """
 
-from typing import Protocol
-
 import keras
 import numpy as np
 from keras import ops
@@ -16,18 +14,6 @@ from keras_distill._typing import Tensor
 from keras_distill.compression.weights._optimizer_hook import OptimizerHook
 
 ZERO = 0  # the index of the cluster of zeros, which never moves
-
-
-class KeptValues(Protocol):
-    """What an `OptimizerHook` keeps in one weight."""
-
-    weight: keras.Variable
-
-    def before_step(self, gradient: Tensor) -> Tensor:
-        """Return the gradient that the optimizer gets for the weight."""
-
-    def after_step(self) -> None:
-        """Correct the weight after the optimizer has changed it."""
 
 
 class KeptZeros:

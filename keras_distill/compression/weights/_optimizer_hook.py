@@ -12,23 +12,30 @@ this hook, files written during `fit()` are the same as without it, and can be
 loaded with and without it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING
 from typing import Any
+from typing import Protocol
 
 import keras
 
 from keras_distill._typing import Tensor
 
-if TYPE_CHECKING:
-    from keras_distill.compression.weights._kept_values import KeptValues
-
 # The attribute of the optimizer that has the hook.
 _HOOK = "_keras_distill_hook"
 _FILE_METHODS = ("save_own_variables", "load_own_variables")
+
+
+class KeptValues(Protocol):
+    """What an `OptimizerHook` keeps in one weight."""
+
+    weight: keras.Variable
+
+    def before_step(self, gradient: Tensor) -> Tensor:
+        """Return the gradient that the optimizer gets for the weight."""
+
+    def after_step(self) -> None:
+        """Correct the weight after the optimizer has changed it."""
 
 
 class OptimizerHook:

@@ -1,26 +1,16 @@
 """Warnings of `MagnitudePruning` about an unexpected share of zeros."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-if TYPE_CHECKING:
-    from keras_distill.compression.weights._magnitude_pruning import (
-        MagnitudePruning,
-    )
 
-
-def warn_of_lost_zeros(
-    pruning: MagnitudePruning, kernels: list[keras.Variable]
-) -> None:
+def warn_of_lost_zeros(pruning: Any, kernels: list[keras.Variable]) -> None:
     """Warn if a schedule begins with fewer zeros than the kernels have.
 
     Kernels that are zero everywhere do not count: they were initialized with
@@ -42,7 +32,7 @@ def warn_of_lost_zeros(
 
 
 def warn_of_missing_zeros(
-    pruning: MagnitudePruning, kernels: list[keras.Variable], step: int
+    pruning: Any, kernels: list[keras.Variable], step: int
 ) -> None:
     """Warn at the end of `fit()` if zeros of the schedule are missing."""
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
