@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test checks suite suite-torch lint docs wheel bench clean \
+.PHONY: demo test checks suite suite-jax lint docs wheel bench clean \
 	notebooks nightly test-oldest test-newest
 
 demo: $(VENV)/demo-installed
@@ -24,18 +24,19 @@ checks: lint docs wheel
 suite: $(VENV)/dev-installed
 	$(MAKE) -j 1 suite-tensorflow suite-jax suite-torch
 
-# These tests run with XLA's own optimisation level, as users compile. All others
-# run with the lowest, see tests/conftest.py. PyTorch does not use XLA.
-AS_USERS_COMPILE := tests/test_invariants.py \
-	tests/losses/test_against_float64.py
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 suite-%: $(VENV)/dev-installed
-	KERAS_BACKEND=$* XLA_FLAGS= $(PYTEST) $(AS_USERS_COMPILE)
-	KERAS_BACKEND=$* $(PYTEST) $(AS_USERS_COMPILE:%=--ignore=%)
+	KERAS_BACKEND=$* $(PYTEST)
 
-suite-torch: $(VENV)/dev-installed
-	KERAS_BACKEND=torch $(PYTEST)
+# On JAX, these tests run with XLA's own optimisation level, as users compile.
+# All others run with the lowest, see tests/conftest.py.
+AS_USERS_COMPILE := tests/test_invariants.py \
+	tests/losses/test_against_float64.py
+
+suite-jax: $(VENV)/dev-installed
+	KERAS_BACKEND=jax XLA_FLAGS= $(PYTEST) $(AS_USERS_COMPILE)
+	KERAS_BACKEND=jax $(PYTEST) $(AS_USERS_COMPILE:%=--ignore=%)
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
@@ -78,7 +79,7 @@ test-newest:
 # Older versions of XLA do not know the flags of tests/conftest.py.
 versions-%: export XLA_FLAGS = --xla_backend_optimization_level=0
 versions-%:
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	KERAS_BACKEND=$* $(PYTEST)
 
 # The examples as Jupyter notebooks, in build/notebooks.
 notebooks: $(VENV)/dev-installed

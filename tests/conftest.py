@@ -4,13 +4,16 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A test runs what it compiles a few times only, so compiling fast matters most:
-# without optimisation, and without the emitters for fusions, which take 40 % of
-# the time. `make suite` runs some tests as users compile, with `XLA_FLAGS=`.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-)
+# JAX compiles whatever runs, and a test runs it a few times only. So compiling
+# fast matters most: without optimisation, and without the emitters for fusions,
+# which take 40 % of the time. `make suite-jax` runs some tests as users
+# compile, with `XLA_FLAGS=`.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 "
+        "--xla_cpu_use_fusion_emitters=false",
+    )
 # Workers share the cores: with a thread for each core in every worker, PyTorch
 # takes several times as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
