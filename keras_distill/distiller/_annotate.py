@@ -1,12 +1,9 @@
 """What a step does before Keras's own step: draw the view, run the teacher."""
 
-import functools
-
 from keras_distill.distiller._step_data import StepInputs
 from keras_distill.distiller._step_data import unpack
 from keras_distill.distiller._targets import Targets
 from keras_distill.distiller._targets import View
-from keras_distill.recording import _replay
 from keras_distill.views._view_of_each import view_of_each
 
 
@@ -35,13 +32,3 @@ def annotate(data, augment, run_teacher, logs, step):
         follows,
         logs.objective.moment(step),
     )
-
-
-def run_recorded(recording, view, recorded):
-    """Return recorded outputs in place of the teacher's, and no features."""
-    return [_replay.teacher_outputs(recording, recorded)], []
-
-
-def run_live(live_teacher, features, view, recorded):
-    """Return the outputs of the teacher for a view, and its features."""
-    return features.run_teacher(functools.partial(live_teacher, view))

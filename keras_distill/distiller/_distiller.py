@@ -24,12 +24,12 @@ from keras_distill import _backend
 from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
-from keras_distill.distiller import _annotate
 from keras_distill.distiller import _compiled_steps
 from keras_distill.distiller import _model_checks
 from keras_distill.distiller import _output_checks
 from keras_distill.distiller import _saving
 from keras_distill.distiller import _warnings
+from keras_distill.distiller._annotate import annotate
 from keras_distill.distiller._callback_modes import set_modes
 from keras_distill.distiller._card import html_card
 from keras_distill.distiller._compilation import make_logs
@@ -42,6 +42,7 @@ from keras_distill.distiller._step_data import outputs_and_features
 from keras_distill.distiller._teacher_metrics import without_teacher_metrics
 from keras_distill.losses import Hint
 from keras_distill.recording import RecordedTeacher
+from keras_distill.recording._replay import teacher_outputs
 from keras_distill.teachers._live_teacher import LiveTeacher
 from keras_distill.views import ConsistentAugment
 
@@ -205,7 +206,7 @@ class Distiller(keras.Model):
     def call(self, inputs: Tensors, training: bool | None = None) -> Tensors:
         if isinstance(inputs, StepInputs):
             return self._features.run_student(
-                functools.partial(self._run_student, inputs.view, training)
+                self._run_student, inputs.view, training
             )
         return self._run_student(inputs, training)
 
@@ -369,15 +370,15 @@ class Distiller(keras.Model):
         )
 
     def _annotate(self, data, training):
-        run = functools.partial(
-            _annotate.run_live, self._live_teacher, self._features
-        )
-        if self._recording is not None and training:
-            run = functools.partial(_annotate.run_recorded, self._recording)
-        return _annotate.annotate(
+        def run_teacher(view, recorded):
+            if self._recording is not None and training:
+                return [teacher_outputs(self._recording, recorded)], []
+            return self._features.run_teacher(self._live_teacher, view)
+
+        return annotate(
             data,
             self.augment if training else None,
-            run,
+            run_teacher,
             self._logs,
             lambda: self.optimizer.iterations,
         )

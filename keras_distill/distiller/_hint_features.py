@@ -94,19 +94,19 @@ class HintFeatures:
             _features.output_spec(run_student, specs[1])
             self._make_projectors(live_teacher, run_student, *specs, can_change)
 
-    def run_student(self, run):
-        """Return the `StepOutputs` of a function that runs the student."""
+    def run_student(self, run, view, training):
+        """Return the `StepOutputs` of `run(view, training)`."""
         with _capturing(self._student_layers) as features:
-            outputs = run()
+            outputs = run(view, training)
         masks = [get_keras_mask(output) for output in tree.flatten(outputs)]
         if not self.hints and all(mask is None for mask in masks):
             return outputs
         return StepOutputs(outputs, features(), masks)
 
-    def run_teacher(self, run):
-        """Return `(outputs, features)` of a function that runs the teacher."""
+    def run_teacher(self, live_teacher, view):
+        """Return `(outputs, features)` of the teacher for a view."""
         with _capturing(self._teacher_layers) as features:
-            outputs = run()
+            outputs = live_teacher(view)
         return outputs, features()
 
     def project(self, features):
@@ -122,8 +122,8 @@ class HintFeatures:
         """Make projectors from symbolic runs of both models."""
         shapes = []
         for model, layers, inputs in (
-            (student, self._student_layers, student_inputs),
             (teacher, self._teacher_layers, teacher_inputs),
+            (student, self._student_layers, student_inputs),
         ):
 
             def run(inputs, model=model, layers=layers):
@@ -132,7 +132,7 @@ class HintFeatures:
                 return features()
 
             features = _features.output_spec(run, inputs)
-            shapes.insert(0, [tuple(feature.shape) for feature in features])
+            shapes.append([tuple(feature.shape) for feature in features])
         projectors = [
             hint.make_projector(*pair, projector)
             for hint, *pair, projector in zip(

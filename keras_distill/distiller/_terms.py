@@ -117,7 +117,7 @@ class OutputTerm:
     @property
     def _compares_values(self):
         if self.compares_with_teacher:
-            return self.loss.predicts == "values"
+            return self.predicts == "values"
         return "crossentropy" not in self.loss.name
 
     def _teacher_output(self, targets):

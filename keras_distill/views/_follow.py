@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._graphs._elementwise import is_of_keras
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
 from keras_distill.views import _layer_kinds
@@ -75,7 +76,7 @@ def _as_floats(values, num_classes):
 
 def _mixed_samples(layer, values, transformation):
     owner = _layer_kinds.defining_class(layer, "transform_labels")
-    if _layer_kinds.is_keras(owner):
+    if is_of_keras(owner):
         # `MixUp` and `CutMix` of Keras. Their methods take only rows.
         weight = transformation["mix_weight"]
         return _maps.blend(values, weight, transformation["permutation_order"])

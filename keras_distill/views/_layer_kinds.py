@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_distill._graphs._elementwise import is_of_keras
 from keras_distill.views._mix_up import MixUp
 
 
@@ -69,7 +70,7 @@ def check_labels(layer: keras.layers.Layer) -> None:
             "`transform_labels(labels, transformation, training=True)`. "
             f"Received: the layer {layer.name!r} ({kind}) without this method."
         )
-    is_custom = owner is not None and not is_keras(owner)
+    is_custom = owner is not None and not is_of_keras(owner)
     if is_custom and declared is None and not mixes_labels(layer):
         raise ValueError(
             f"The layer {layer.name!r} ({kind}) has a custom "
@@ -121,11 +122,6 @@ def defining_class(layer: keras.layers.Layer, method: str) -> type | None:
         if method in vars(cls):
             return cls
     return None
-
-
-def is_keras(cls: type) -> bool:
-    """Return whether a class is part of Keras."""
-    return cls.__module__.split(".")[0] == "keras"
 
 
 def shape_after(layer: keras.layers.Layer, shape: Sequence[int | None]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._graphs._elementwise import is_of_keras
 from keras_distill._typing import Tensor
 from keras_distill.views import _layer_kinds
 from keras_distill.views import _maps as map_functions
@@ -37,7 +38,7 @@ def rule_of(
     if known is not None:
         return _RULES[known]
     owner = _layer_kinds.defining_class(layer, "transform_segmentation_masks")
-    if owner is None or owner in _RULES or _layer_kinds.is_keras(owner):
+    if owner is None or owner in _RULES or is_of_keras(owner):
         _refuse(
             layer,
             layout,

@@ -17,6 +17,7 @@ from common import same_weights
 from common import vectors
 from common import weights_of
 from keras import layers
+from litert_files import tensorflow_only
 
 from keras_distill import Comparison
 from keras_distill import Distiller
@@ -27,10 +28,6 @@ from keras_distill.compression import pack
 from keras_distill.compression import prune_channels
 from keras_distill.reports import _compare
 from keras_distill.reports import _measure
-
-# Other backends export in a second process, with the same files.
-# Elsewhere, every file starts a process with TensorFlow.
-ON_TENSORFLOW = pytest.mark.one_backend("tensorflow")
 
 
 def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
@@ -50,7 +47,7 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
     assert found["parameters"] == model.count_params()
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_zeros_show_in_the_zipped_file():
     dense = mlp(200, name="dense")
     zeros = keras.models.clone_model(dense)
@@ -67,7 +64,7 @@ def test_zeros_show_in_the_zipped_file():
     assert "LiteRT int8, zipped, bytes" in str(report)
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_every_precision(tmp_path):
     x, y = images()
     models = {"large": cnn(8), "small": cnn(2)}
@@ -104,7 +101,7 @@ def ranges_of(monkeypatch, *args, **kwargs):
     return given
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_ranges_come_from_representative_data(monkeypatch):
     models = [mlp(name="a"), mlp(8, name="b")]
     scored, (images, _) = vectors(), vectors(600, seed=3)
@@ -118,7 +115,7 @@ def test_ranges_come_from_representative_data(monkeypatch):
         assert np.shape(used) == (1, 1, 8, 6)
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_representative_data_by_name(monkeypatch):
     tensors = [keras.Input((3,), name=name) for name in "ba"]
     outputs = layers.Dense(CLASSES)(layers.Concatenate()(tensors))
@@ -131,7 +128,7 @@ def test_representative_data_by_name(monkeypatch):
     np.testing.assert_array_equal(found["one"], [[x["b"]]])
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_representative_data_that_is_refused():
     message = r"must have inputs of the model.*None, 6.*Received: \[\(8, 7\)"
     for litert in ((), "int8"):
@@ -145,7 +142,7 @@ def test_representative_data_that_is_refused():
         )
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_int8_with_representative_data():
     x, y = images()
     model = cnn(4, name="model")
@@ -158,7 +155,7 @@ def test_int8_with_representative_data():
     assert accuracies[0] == accuracies[1]
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_zeros_save_no_time_and_channels_do():
     inputs = keras.Input((32, 32, 64))
     x = inputs
@@ -250,7 +247,7 @@ def test_values_are_measured_by_metrics(metrics, shape):
         assert not {"accuracy", "agreement"} & set(figures)
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_several_outputs_by_name_and_their_files():
     inputs = keras.Input((6,))
     x = layers.Dense(8, "relu")(inputs)
@@ -472,7 +469,7 @@ accuracy                                      91.23 %  100.00 %
 a note"""
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_the_table():
     report = Comparison(FIGURES, ["a note"])
     assert str(report) == TEXT
@@ -489,7 +486,7 @@ def test_the_table():
     assert rows[-2:] == ["", "a note"]
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_the_table_in_a_notebook():
     figures = {"<i>large</i>": FIGURES["large"], "small": FIGURES["small"]}
     html = Comparison(figures, ["a < b"])._repr_html_()
@@ -536,7 +533,7 @@ def test_without_the_extras(monkeypatch, tmp_path):
         report.plot(tmp_path / "plot.png")
 
 
-@ON_TENSORFLOW
+@tensorflow_only
 def test_no_plot_without_accuracy(tmp_path):
     with pytest.raises(ValueError, match=r"compare\(models, \(x, y\)\)"):
         compare([mlp()], litert=()).plot(tmp_path / "plot.png")
