@@ -21,7 +21,6 @@ import keras
 from keras import ops
 
 from keras_distill import _backend
-from keras_distill import _processes
 from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
@@ -330,8 +329,7 @@ class Distiller(keras.Model):
             history = super().fit(**arguments)
         finally:
             self._fitting = False
-        self._logs.raise_pending()
-        _processes.end(self)
+        self._logs.finish(self)
         if history.epoch and not self._logs.steps_taken:
             raise ValueError(_backend.EMPTY)
         return history
@@ -343,8 +341,7 @@ class Distiller(keras.Model):
         _model_checks.check_not_empty(x)
         y = labels_or_empty(x, y, kwargs)
         logs = super().evaluate(x, y, *args, **kwargs)
-        self._logs.raise_pending()
-        _processes.end(self)
+        self._logs.finish(self)
         return logs
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:

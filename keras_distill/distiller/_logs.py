@@ -8,6 +8,7 @@ metrics that compare with the teacher.
 import keras
 
 from keras_distill import _backend
+from keras_distill import _processes
 from keras_distill.distiller import _value_watch
 
 
@@ -116,6 +117,11 @@ class Logs:
         """Raise if the last step met values that cannot be right."""
         if self._watch is not None:
             self._watch.raise_pending()
+
+    def finish(self, model):
+        """Raise what is pending, or if other processes still have batches."""
+        self.raise_pending()
+        _processes.end(model)
 
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""
