@@ -12,6 +12,14 @@ Attributes, used through the functions below:
   Views and teacher metrics could not be updated inside a compiled step.
 - `Model._jax_state_synced`: says that variables hold the values of the state.
   Without it, a failed first step would leave the student without weights.
+- `Model._initial_epoch`: the epoch at which `fit()` begins. Without it, no
+  callback could continue a run.
+- `GLOBAL_SEED_GENERATOR` of `keras.src.random.seed_generator`: where Keras
+  keeps the generator of layers without one.
+- the local variables `epoch_iterator` and `callbacks` of `fit()`, and of an
+  epoch iterator `_enumerate_iterator`, `_num_batches`, `_get_iterator`,
+  `_distributed_dataset` and `data_adapter` (`resuming/`). Without them, a
+  resumed run would read other data.
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
   unlabelled data would log metrics that were never updated.
 
@@ -68,13 +76,21 @@ Behaviour that is not documented:
   (`recording/_manifest.py`, `teachers/_precision.py`).
 """
 
+import keras
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 __all__ = [
+    "build_for",
     "compiled_label_metrics",
     "get_keras_mask",
+    "global_seed_state",
     "jax_state_is_in_variables",
+    "running_fit",
+    "set_initial_epoch",
+    "set_keras_mask",
     "variables_of_jax_state",
     "with_keras_mask",
 ]
@@ -117,3 +133,51 @@ def variables_of_jax_state(model, state):
 def jax_state_is_in_variables(model):
     """Tell Keras that the model's variables hold the current state."""
     model._jax_state_synced = True
+
+
+def running_fit(frame, required=True):
+    """Return `(epoch_iterator, callback_list)` of the `fit()` that runs.
+
+    Args:
+        frame: the frame of a function that `fit()` called.
+        required: bool. Whether to raise if there is none, or return `None`.
+
+    Raises:
+        RuntimeError: if no `fit()` of Keras runs.
+    """
+    while frame is not None:
+        names = frame.f_locals
+        callbacks = names.get("callbacks")
+        if "epoch_iterator" in names and isinstance(
+            callbacks, keras.callbacks.CallbackList
+        ):
+            return names["epoch_iterator"], callbacks
+        frame = frame.f_back
+    if required:
+        raise RuntimeError(
+            "`Resume` works in the `fit()` of a Keras model. Received: a call "
+            "from another training loop, whose data it cannot restore."
+        )
+    return None
+
+
+def set_initial_epoch(model, epoch):
+    """Set the epoch at which `fit()` begins; `None` for its argument."""
+    model._initial_epoch = epoch
+
+
+def build_for(model, epoch_iterator):
+    """Build a model and its metrics for the data of its `fit()`.
+
+    On TensorFlow, the first step does it; on other backends, `fit()` did.
+    """
+    if keras.backend.backend() == "tensorflow":
+        dataset = epoch_iterator.data_adapter.get_tf_dataset()
+        with model.distribute_strategy.scope():
+            model._symbolic_build(data_batch=dataset.element_spec)
+
+
+def global_seed_state():
+    """Return the state of Keras's global random generator, if it exists."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return None if generator is None else generator.state

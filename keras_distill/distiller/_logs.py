@@ -112,6 +112,16 @@ class Logs:
         if self._watch is not None:
             self._watch.raise_pending()
 
+    def continue_at(self, calls):
+        """Count from here on in an epoch that continues after a restart.
+
+        Args:
+            calls: int, compiled calls of this epoch that were made before.
+        """
+        self.steps_taken += 1  # at least
+        if self._watch is not None:
+            self._watch.calls = calls
+
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""
         if self._watch is not None:

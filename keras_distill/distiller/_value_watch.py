@@ -26,7 +26,7 @@ class ValueWatch:
 
     def __init__(self):
         self.metric = _Counts()
-        self._calls = 0
+        self.calls = 0
         self._pending = None
 
     def check_terms(self, targets, terms):
@@ -36,7 +36,7 @@ class ValueWatch:
             targets: the `OutputTargets` of that output.
             terms: list with the `OutputTerm` of each of its losses.
         """
-        if self._calls < _BATCHES:
+        if self.calls < _BATCHES:
             self._check_outputs(targets, terms)
         self._check_labels(targets, terms)
 
@@ -83,8 +83,8 @@ class ValueWatch:
 
     def collect(self, logs):
         """Take the counts of a finished step out of its logs."""
-        self._pending = (self._calls, logs.pop(LOG))
-        self._calls += 1
+        self._pending = (self.calls, logs.pop(LOG))
+        self.calls += 1
 
     def raise_pending(self):
         """Raise if the last step had such values. Call it before the next.
@@ -107,7 +107,7 @@ class ValueWatch:
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""
         self.raise_pending()
-        self._calls = 0
+        self.calls = 0
 
 
 _SWITCH_OFF = " To switch this check off, use `compile(check_values=False)`."
