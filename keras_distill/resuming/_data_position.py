@@ -20,8 +20,8 @@ from keras_distill.resuming import _shuffles
 _GENERATOR = (
     "The order of the data cannot be restored: a Python generator starts from "
     "its beginning in a resumed run. Received: a generator. Weights, optimizer "
-    "and the number of the batch are restored. For the same batches use arrays, "
-    "a `PyDataset`, or a `tf.data.Dataset`."
+    "and the number of the batch are restored. For the same batches use "
+    "arrays, a `PyDataset`, or a `tf.data.Dataset`."
 )
 _UNSEEDED = (
     "The order of the data cannot be restored: the `tf.data.Dataset` draws "
@@ -52,14 +52,14 @@ class DataPosition:
         self._kind = type(self._adapter).__name__
         self._enumerate = epoch_iterator._enumerate_iterator
         epoch_iterator._enumerate_iterator = self._run_epoch
-        self._sizes_known = epoch_iterator._num_batches is not None
+        self._sizes_known = epoch_iterator.num_batches is not None
         self._shuffle_seed = None
         if _shuffles.of_arrays_without_seed(epoch_iterator):
             self._shuffle_seed = random.SystemRandom().randrange(2**32)
         self._run_start: Any = None  # random states
         self._epoch_start: Any = None
         self._restored: Any = None
-        self._arrived: Callable[[], None] = lambda batch: None
+        self._arrived: Any = None
         self._warn()
 
     def _warn(self):
@@ -72,8 +72,9 @@ class DataPosition:
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of this epoch; `None` if nobody knows before it ends."""
-        return self.epoch_iterator.num_batches
+        """Batches of each epoch; `None` if nobody knows before it ends."""
+        # What Keras takes from the first epoch then is one too large.
+        return self.epoch_iterator.num_batches if self._sizes_known else None
 
     def state(self) -> dict[str, Any]:
         """Return the position as plain data."""
@@ -159,7 +160,9 @@ class DataPosition:
                 adapter.py_dataset.on_epoch_end()
         elif self._kind == "TFDatasetAdapter":
             on_tensorflow = keras.backend.backend() == "tensorflow"
-            dataset = iterator._get_iterator() if on_tensorflow else adapter._dataset
+            dataset = (
+                iterator._get_iterator() if on_tensorflow else adapter._dataset
+            )
             # Its shuffles go on each time when a reading begins.
             for _ in range(self._readings()):
                 iter(dataset)
@@ -169,11 +172,10 @@ class DataPosition:
         """How often the finished epochs began to read a `tf.data.Dataset`.
 
         On TensorFlow, Keras also begins at the end of each epoch whose number
-        of batches is known.
+        of batches was known.
         """
-        if keras.backend.backend() != "tensorflow":
-            return self.epoch
-        return max(0, 2 * self.epoch - (not self._sizes_known))
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        return self.epoch * (1 + (on_tensorflow and self._sizes_known))
 
     def _random_states(self):
         return {

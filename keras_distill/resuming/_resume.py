@@ -105,7 +105,8 @@ class Resume(keras.callbacks.Callback):
         self._position = DataPosition(epoch_iterator)
         self._total_saved = 0
         self._due = self._written = False
-        self._state, self._folder = None, self._folders.newest()
+        self._state: Any = None
+        self._folder: Any = self._folders.newest()
         if self._folder is not None:
             self._state = _read(self._folder)
             last = self._state["finished"] and self.params["epochs"]
@@ -160,7 +161,7 @@ class Resume(keras.callbacks.Callback):
     ) -> None:
         position = self._position
         self._commit()  # The epoch did not end with the batch before.
-        if self.save_freq != "epoch":
+        if isinstance(self.save_freq, int):
             self._due |= position.total - self._total_saved >= self.save_freq
         # A run cannot continue an epoch that has no batches left. The state
         # after the last one is saved at the end of the epoch.

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 
@@ -42,13 +43,15 @@ class StateFolders:
         self.directory = directory
         self.keep = keep
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(directory / _LOCK)
+        lock = _locked(directory / _LOCK)
+        # An error may end `fit()`, and nobody closes the file.
+        self._unlock = weakref.finalize(self, os.close, lock)
         # What a killed process left behind.
         shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
 
     def close(self) -> None:
         """Let other processes use the directory."""
-        self._lock.close()
+        self._unlock()
 
     def write(self, name: str, fill: Callable[[pathlib.Path], None]) -> None:
         """Write a state; it counts after `commit()`.
@@ -69,7 +72,8 @@ class StateFolders:
             folder.mkdir()
             fill(folder)
             _write_sums(folder)
-            _synchronise(folder)
+            for path in [*folder.iterdir(), folder]:
+                _synchronise(path)
         # h5py raises a RuntimeError where a write fails.
         except (OSError, RuntimeError) as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,14 +126,14 @@ class StateFolders:
         return sorted(self.directory.glob(f"{_STATE}*"), reverse=True)
 
 
-def _lock(path):
+def _locked(path):
     """Return a file that only one process can hold; the system frees it."""
-    file = open(path, "w")  # noqa: SIM115
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
+        os.close(file)
         raise RuntimeError(
             "Only one process can use a directory of `Resume`. Received: "
             f"{path.parent}, which another process uses. Wait for it, stop it, "
@@ -166,14 +170,12 @@ def _damage(folder):
     return f"wrong checksum of {wrong}" if wrong else None
 
 
-def _synchronise(folder):
-    """Wait until the files of a folder, and their names, are on the disk."""
-    paths = [path for path in folder.iterdir() if path.is_file()]
-    if os.name == "posix":  # Windows cannot open a folder
-        paths.append(folder)
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _synchronise(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot open a folder.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
