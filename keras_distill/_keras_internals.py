@@ -12,6 +12,8 @@ Attributes, used through the functions below:
   Views and teacher metrics could not be updated inside a compiled step.
 - `Model._jax_state_synced`: says that variables hold the values of the state.
   Without it, a failed first step would leave the student without weights.
+- `Variable._validate_shape`: Keras calls it before a variable takes memory.
+  Without it, a small file could describe a model that takes all memory.
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
   unlabelled data would log metrics that were never updated.
 
@@ -68,6 +70,10 @@ Behaviour that is not documented:
   (`recording/_manifest.py`, `teachers/_precision.py`).
 """
 
+import contextlib
+import math
+
+import keras
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 
@@ -75,6 +81,7 @@ __all__ = [
     "compiled_label_metrics",
     "get_keras_mask",
     "jax_state_is_in_variables",
+    "limited_variables",
     "variables_of_jax_state",
     "with_keras_mask",
 ]
@@ -117,3 +124,33 @@ def variables_of_jax_state(model, state):
 def jax_state_is_in_variables(model):
     """Tell Keras that the model's variables hold the current state."""
     model._jax_state_synced = True
+
+
+@contextlib.contextmanager
+def limited_variables(limit):
+    """Raise before the variables that are made in a block take memory.
+
+    Args:
+        limit: the largest number of values that all of them may have.
+
+    Raises:
+        ValueError: in the block, when a variable exceeds the limit.
+    """
+    validate, total = keras.Variable._validate_shape, 0
+
+    def validate_and_count(variable, shape):
+        nonlocal total
+        shape = validate(variable, shape)
+        total += math.prod(shape)
+        if total > limit:
+            raise ValueError(
+                f"The file is too small for the model that it describes: "
+                f"{total} weights or more. Expected: at most {limit}."
+            )
+        return shape
+
+    keras.Variable._validate_shape = validate_and_count
+    try:
+        yield
+    finally:
+        keras.Variable._validate_shape = validate
