@@ -12,6 +12,9 @@ import os
 import pathlib
 import time
 
+# With tensors this small, threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import keras
 import numpy as np
 from common import BACKEND

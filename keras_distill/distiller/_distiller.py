@@ -266,8 +266,9 @@ class Distiller(keras.Model):
                 images, label metrics are computed in validation only.
             weighted_metrics: the same, with `sample_weight`.
             check_values: bool. Whether to raise an error that names the batch
-                if the teacher returns NaN, if outputs are probabilities instead
-                of logits or the reverse, or if labels are not classes.
+                if the teacher or the loss returns NaN or infinity, if outputs
+                are probabilities instead of logits or the reverse, or if labels
+                are not classes.
             log_schedules: bool. Whether to log the current value of each
                 schedule and variable among the numbers of the losses.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
@@ -340,7 +341,10 @@ class Distiller(keras.Model):
     ) -> Any:
         _model_checks.check_not_empty(x)
         y = labels_or_empty(x, y, kwargs)
-        logs = super().evaluate(x, y, *args, **kwargs)
+        try:
+            logs = super().evaluate(x, y, *args, **kwargs)
+        finally:
+            _backend.sync_state(self)
         self._logs.raise_pending()
         return logs
 

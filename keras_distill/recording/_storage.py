@@ -208,7 +208,7 @@ class Shards:
         rows = np.memmap(file, self.dtype, "r", begin, (shard["rows"],))
         # Older recordings lack it.
         expected = shard.get("checksum")
-        if expected is not None and zlib.crc32(rows) != expected:
+        if expected is not None and zlib.crc32(rows.data) != expected:
             raise _unusable(file, f"checksum {expected}")
         return rows
 
@@ -226,7 +226,7 @@ class Shards:
             {
                 "rows": len(rows),
                 "bytes": file.stat().st_size,
-                "checksum": zlib.crc32(rows),
+                "checksum": zlib.crc32(rows.data),
             }
         )
         self.manifest.update(changes)
