@@ -144,14 +144,18 @@ def _restore(model, state):
     jax_state_is_in_variables(model)
 
 
-def sync_state(model):
-    """Give a model its weights back after an `evaluate` that failed.
+@contextlib.contextmanager
+def weights_kept(model):
+    """Run an `evaluate` that leaves a model its weights if it fails.
 
     On JAX, Keras moves them from the variables into the state of the steps.
     Its `fit` moves them back after an error, and its `evaluate` does not.
     """
-    if _BACKEND == "jax":
-        model.jax_state_sync()
+    try:
+        yield
+    finally:
+        if _BACKEND == "jax":
+            model.jax_state_sync()
 
 
 def first_batch(iterator):

@@ -319,7 +319,6 @@ class Distiller(keras.Model):
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        _model_checks.check_not_empty(x)
         _backend.check_processes()
         arguments = fit_arguments(x, y, args, kwargs, self._recording)
         if self.compiled:
@@ -341,10 +340,8 @@ class Distiller(keras.Model):
     ) -> Any:
         _model_checks.check_not_empty(x)
         y = labels_or_empty(x, y, kwargs)
-        try:
+        with _backend.weights_kept(self):
             logs = super().evaluate(x, y, *args, **kwargs)
-        finally:
-            _backend.sync_state(self)
         self._logs.raise_pending()
         return logs
 
