@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
 .PHONY: demo test checks suite suite-jax lint docs wheel bench clean \
-	notebooks nightly test-oldest test-newest
+	notebooks nightly fuzz test-oldest test-newest
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python experiments/digits.py
@@ -85,12 +85,20 @@ versions-%:
 notebooks: $(VENV)/dev-installed
 	$(BIN)/python examples/make_notebooks.py
 
-# What takes too long for each change: all notebooks that need no download run
-# on each backend, and the demo.
-nightly: execute-tensorflow execute-jax execute-torch demo
+# What takes too long for each change: all notebooks that need no download and
+# 20,000 steps run on each backend, each reader of files gets damaged files for
+# ten minutes, and the demo.
+nightly: execute-tensorflow execute-jax execute-torch \
+	long-run-tensorflow long-run-jax long-run-torch fuzz demo
 
 execute-%: $(VENV)/dev-installed
 	KERAS_BACKEND=$* $(BIN)/python examples/make_notebooks.py --execute
+
+long-run-%: $(VENV)/dev-installed
+	KERAS_BACKEND=$* $(BIN)/python tests/long_run.py
+
+fuzz: $(VENV)/dev-installed
+	$(BIN)/python tests/fuzz_readers.py --seconds 600
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

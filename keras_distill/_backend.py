@@ -144,6 +144,20 @@ def _restore(model, state):
     jax_state_is_in_variables(model)
 
 
+@contextlib.contextmanager
+def weights_kept(model):
+    """Run an `evaluate` that leaves a model its weights if it fails.
+
+    On JAX, Keras moves them from the variables into the state of the steps.
+    Its `fit` moves them back after an error, and its `evaluate` does not.
+    """
+    try:
+        yield
+    finally:
+        if _BACKEND == "jax":
+            model.jax_state_sync()
+
+
 def first_batch(iterator):
     """Return the first batch of one of Keras's epoch iterators.
 

@@ -20,6 +20,8 @@ Attributes, used through the functions below:
   epoch iterator `_enumerate_iterator`, `_num_batches`, `_get_iterator`,
   `_distributed_dataset` and `data_adapter` (`resuming/`). Without them, a
   resumed run would read other data.
+- `Variable._validate_shape`: Keras calls it before a variable takes memory.
+  Without it, a small file could describe a model that takes all memory.
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
   unlabelled data would log metrics that were never updated.
 
@@ -76,6 +78,9 @@ Behaviour that is not documented:
   (`recording/_manifest.py`, `teachers/_precision.py`).
 """
 
+import contextlib
+import math
+
 import keras
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
@@ -88,6 +93,7 @@ __all__ = [
     "get_keras_mask",
     "global_seed_state",
     "jax_state_is_in_variables",
+    "limited_variables",
     "running_fit",
     "set_initial_epoch",
     "set_keras_mask",
@@ -181,3 +187,33 @@ def global_seed_state():
     """Return the state of Keras's global random generator, if it exists."""
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return None if generator is None else generator.state
+
+
+@contextlib.contextmanager
+def limited_variables(limit):
+    """Raise before the variables that are made in a block take memory.
+
+    Args:
+        limit: the largest number of values that all of them may have.
+
+    Raises:
+        ValueError: in the block, when a variable exceeds the limit.
+    """
+    validate, total = keras.Variable._validate_shape, 0
+
+    def validate_and_count(variable, shape):
+        nonlocal total
+        shape = validate(variable, shape)
+        total += math.prod(shape)
+        if total > limit:
+            raise ValueError(
+                f"The file is too small for the model that it describes: "
+                f"{total} weights or more. Expected: at most {limit}."
+            )
+        return shape
+
+    keras.Variable._validate_shape = validate_and_count
+    try:
+        yield
+    finally:
+        keras.Variable._validate_shape = validate

@@ -266,8 +266,9 @@ class Distiller(keras.Model):
                 images, label metrics are computed in validation only.
             weighted_metrics: the same, with `sample_weight`.
             check_values: bool. Whether to raise an error that names the batch
-                if the teacher returns NaN, if outputs are probabilities instead
-                of logits or the reverse, or if labels are not classes.
+                if the teacher or the loss returns NaN or infinity, if outputs
+                are probabilities instead of logits or the reverse, or if labels
+                are not classes.
             log_schedules: bool. Whether to log the current value of each
                 schedule and variable among the numbers of the losses.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
@@ -318,7 +319,6 @@ class Distiller(keras.Model):
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        _model_checks.check_not_empty(x)
         _backend.check_processes()
         arguments = fit_arguments(x, y, args, kwargs, self._recording)
         if self.compiled:
@@ -340,7 +340,8 @@ class Distiller(keras.Model):
     ) -> Any:
         _model_checks.check_not_empty(x)
         y = labels_or_empty(x, y, kwargs)
-        logs = super().evaluate(x, y, *args, **kwargs)
+        with _backend.weights_kept(self):
+            logs = super().evaluate(x, y, *args, **kwargs)
         self._logs.raise_pending()
         return logs
 

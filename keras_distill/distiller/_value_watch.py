@@ -15,7 +15,8 @@ from keras_distill.losses._value_checks import contradicts
 
 LOG = "values_that_can_not_be_right"
 
-_NOT_FINITE, _TEACHER, _STUDENT, _LABELS = range(4)
+# Causes come before their effects, because the first one found is reported.
+_NOT_FINITE, _TEACHER, _STUDENT, _LABELS, _LOSS = range(5)
 # Whether outputs are logits or probabilities is the same in every batch. A step
 # that is not compiled checks only the first batches of an epoch, to save time.
 _BATCHES = 8
@@ -76,6 +77,11 @@ class ValueWatch:
         return tree.map_structure(
             lambda o: ops.where(ops.isfinite(o), o, ops.zeros_like(o)), outputs
         )
+
+    def check_loss(self, loss):
+        """Count a loss that is not finite."""
+        bad = ops.logical_not(ops.isfinite(loss))
+        self.count(_LOSS, ops.cast(bad, "float32"))
 
     def count(self, kind, number):
         """Add to one of the counts."""
@@ -141,8 +147,9 @@ _MESSAGES = {
         "The teacher must return finite outputs. Received: NaN or infinity "
         "for {count} rows of batch {batch} of this epoch (counted from 0). "
         "Check the teacher on that batch, and whether its inputs have the "
-        "range and preprocessing that it was trained with. The student is "
-        "intact: these rows were replaced by zeros."
+        "range and preprocessing that it was trained with. These rows were "
+        "replaced by zeros, so the student is intact if its own outputs are "
+        "finite."
     ),
     _TEACHER: _contradiction("teacher"),
     _STUDENT: _contradiction("student"),
@@ -153,6 +160,12 @@ _MESSAGES = {
         "add up to 1. Give labels that mean 'no label' a `sample_weight` of 0, "
         "or use a `label_loss` with `ignore_class`. For several labels per "
         "sample use `BinaryKD()`, whose labels lie between 0 and 1."
+    ),
+    _LOSS: (
+        "The loss must be finite. Received: NaN or infinity in batch {batch} "
+        "of this epoch (counted from 0). So weights of the student may be NaN: "
+        "load them again. Check whether inputs, labels and sample weights of "
+        "that batch are finite, and whether the learning rate is too large."
     ),
 }
 
