@@ -89,13 +89,18 @@ notebooks: $(VENV)/dev-installed
 # 20,000 steps run on each backend, each reader of files gets damaged files for
 # ten minutes, and the demo.
 nightly: execute-tensorflow execute-jax execute-torch \
-	long-run-tensorflow long-run-jax long-run-torch fuzz demo
+	long-run-tensorflow long-run-jax long-run-torch \
+	kills-tensorflow kills-jax kills-torch fuzz demo
 
 execute-%: $(VENV)/dev-installed
 	KERAS_BACKEND=$* $(BIN)/python examples/make_notebooks.py --execute
 
 long-run-%: $(VENV)/dev-installed
 	KERAS_BACKEND=$* $(BIN)/python tests/long_run.py
+
+# Runs that are killed 30 times each, at random moments.
+kills-%: $(VENV)/dev-installed
+	KERAS_BACKEND=$* $(BIN)/python -W ignore tests/random_kills.py
 
 fuzz: $(VENV)/dev-installed
 	$(BIN)/python tests/fuzz_readers.py --seconds 600

@@ -13,7 +13,8 @@ backends differ in where state is kept while that batch is prepared:
   the caller's teacher remains usable.
 
 The only other files that name a backend are `teachers/_torch_modules.py`, for
-torch modules as teachers, and the LiteRT converter of TensorFlow.
+torch modules as teachers, `resuming/_shuffles.py`, for datasets of TensorFlow
+and PyTorch on any backend, and the LiteRT converter of TensorFlow.
 """
 
 import contextlib

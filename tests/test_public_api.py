@@ -31,6 +31,7 @@ PACKAGES = [
     "recording",
     "metrics",
     "distiller",
+    "resuming",
     "compression",
     "reports",
     "__init__",
@@ -51,6 +52,7 @@ NAMES_BACKENDS = (
     "_backend.py",
     "_converter.py",
     "_converter_steps.py",
+    "_shuffles.py",
     "_torch_modules.py",
 )
 

@@ -56,9 +56,9 @@ class Distiller(keras.Model):
     object, trained in place; the teacher is only read. `call`, `predict`,
     `evaluate` and `summary` are the student's.
 
-    Saving: `save_weights`, `ModelCheckpoint`, `BackupAndRestore` and `save`
-    write the student, the optimizer and the state of the random generators, and
-    nothing of the teacher. After `keras.models.load_model`, assign
+    Saving: `save_weights`, `ModelCheckpoint`, `Resume` and `save` write the
+    student, the optimizer and the state of the random generators, and nothing
+    of the teacher. After `keras.models.load_model`, assign
     `distiller.teacher` and continue with `fit()`. To ship the student, save it
     alone: `distiller.student.save("student.keras")`.
 
