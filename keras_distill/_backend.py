@@ -251,6 +251,27 @@ def check_processes():
         )
 
 
+def process(model):
+    """Return `(number of this process, how many train the model)`."""
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    if _BACKEND == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    resolver = model.distribute_strategy.cluster_resolver
+    tasks = {} if resolver is None else resolver.cluster_spec().as_dict()
+    chiefs, workers = len(tasks.get("chief", [])), len(tasks.get("worker", []))
+    if chiefs + workers < 2:
+        return 0, 1
+    before = chiefs if resolver.task_type == "worker" else 0
+    return before + resolver.task_id, chiefs + workers
+
+
 def global_random_state():
     """Return the state of the backend's global generator, or `None`.
 

@@ -173,7 +173,7 @@ def set_initial_epoch(model, epoch):
 
 
 def build_for(model, epoch_iterator):
-    """Build a model and its metrics for the data of its `fit()`.
+    """Build a model, its metrics and optimizer for the data of its `fit()`.
 
     On TensorFlow, the first step does it; on other backends, `fit()` did.
     """
@@ -181,6 +181,8 @@ def build_for(model, epoch_iterator):
         dataset = epoch_iterator.data_adapter.get_tf_dataset()
         with model.distribute_strategy.scope():
             model._symbolic_build(data_batch=dataset.element_spec)
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
 
 
 def global_seed_state():

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import _backend
 from keras_distill._keras_internals import build_for
 from keras_distill._keras_internals import running_fit
 from keras_distill._keras_internals import set_initial_epoch
@@ -47,17 +48,19 @@ class Resume(keras.callbacks.Callback):
     it. Use another directory for another run.
 
     Args:
-        directory: path of a directory, which is created. One process can use
-            it at a time.
+        directory: path of a directory, which is created. One run can use it at
+            a time. Processes that train one model together must share it; each
+            writes to a folder of its own.
         save_freq: `"epoch"`, or int >= 1: save after so many batches.
         keep: int >= 1, how many of the newest states are kept. If the newest is
-            damaged, the one before is used, with a warning.
+            damaged, the one before is used, with a warning. Several processes
+            need at least 2, because they are not killed at the same moment.
 
     Raises:
         ValueError: if an argument is out of range; in `fit()` if the states are
             of another model, the data is not that of the run, or all states are
             damaged.
-        RuntimeError: in `fit()`, if another process uses the directory.
+        RuntimeError: in `fit()`, if another run uses the directory.
         OSError: in `fit()`, if a state cannot be written. The states before it
             are intact.
 
@@ -101,7 +104,10 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         epoch_iterator, callbacks = running_fit(sys._getframe())
-        self._folders = StateFolders(self.directory, self.keep)
+        process, num_processes = _backend.process(self._model)
+        self._folders = StateFolders(
+            self.directory, self.keep, process, num_processes
+        )
         self._position = DataPosition(epoch_iterator)
         self._total_saved = 0
         self._due = self._written = False
@@ -109,6 +115,7 @@ class Resume(keras.callbacks.Callback):
         self._folder: Any = self._folders.newest()
         if self._folder is not None:
             self._state = _read(self._folder)
+            build_for(self.model, epoch_iterator)
             last = self._state["finished"] and self.params["epochs"]
             set_initial_epoch(self._model, last or self._state["epoch"])
         # What is restored, all other callbacks find. What they change is saved.
@@ -128,7 +135,6 @@ class Resume(keras.callbacks.Callback):
             return
         self._callback_states = _run_state.CallbackStates(self._others)
         if self._state is not None:
-            build_for(self.model, self._position.epoch_iterator)
             _run_state.read_model(
                 self.model,
                 self._folder,

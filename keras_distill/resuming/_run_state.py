@@ -49,8 +49,6 @@ def read_model(
     Raises:
         ValueError: if the folder belongs to another model or optimizer.
     """
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(folder / _WEIGHTS)
         _assign(_random_variables(model), values["random"])

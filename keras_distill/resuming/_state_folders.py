@@ -31,16 +31,34 @@ _LOCK = "lock"
 class StateFolders:
     """The states of one run, in one directory.
 
+    Processes that train one model together have a directory each, inside of
+    one that all of them can read. They continue from the newest state that all
+    of them have.
+
     Args:
         directory: path of the directory. It is created.
         keep: int, how many of the newest states are kept.
+        process: int, the number of this process.
+        num_processes: int, how many processes train one model.
 
     Raises:
-        RuntimeError: if another process uses the directory.
+        RuntimeError: if another run uses the directory.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        process: int,
+        num_processes: int,
+    ) -> None:
+        self._all = [directory]
+        if num_processes > 1:
+            self._all = [
+                directory / f"process-{number}"
+                for number in range(num_processes)
+            ]
+        self.directory = directory = self._all[process]
         self.keep = keep
         directory.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory / _LOCK)
@@ -77,7 +95,7 @@ class StateFolders:
         # h5py raises a RuntimeError where a write fails.
         except (OSError, RuntimeError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            kept = [path.name for path in self._newest_first()]
+            kept = [path.name for path in _states(self.directory)]
             raise OSError(
                 f"The state of the run could not be written to "
                 f"{self.directory}: {error}. The states before it are intact: "
@@ -92,7 +110,7 @@ class StateFolders:
             shutil.rmtree(target)
         os.replace(self.directory / _UNFINISHED, target)
         _synchronise(self.directory)
-        for old in self._newest_first()[self.keep :]:
+        for old in _states(self.directory)[self.keep :]:
             # A process that is killed here must not leave half a state.
             os.replace(old, self.directory / _UNFINISHED)
             shutil.rmtree(self.directory / _UNFINISHED)
@@ -101,29 +119,34 @@ class StateFolders:
         """Return the newest complete state, or `None` if there are no states.
 
         Raises:
-            ValueError: if there are states, and all of them are damaged.
+            ValueError: if there are states, and all of them are damaged, or a
+                process has none of them.
         """
-        states = self._newest_first()
-        for state in states:
-            damage = _damage(state)
-            if damage is None:
-                return state
+        found = [{path.name for path in _states(d)} for d in self._all]
+        if not any(found):
+            return None
+        for name in sorted(set.intersection(*found), reverse=True):
+            damages = [_damage(directory / name) for directory in self._all]
+            if not any(damages):
+                return self.directory / name
             warnings.warn(
-                f"The state {state} is damaged ({damage}), so the one before "
-                "it is used.",
+                f"The state {name} in {self.directory} is damaged ({damages}), "
+                "so the one before it is used.",
                 stacklevel=2,
             )
-        if states:
-            raise ValueError(
-                f"All states in {self.directory} are damaged. Received: "
-                f"{[state.name for state in states]}. Restore one of them from "
-                "a copy, or delete the directory to start the run from its "
-                "beginning."
-            )
-        return None
+        raise ValueError(
+            "No state of the run is complete. Received: "
+            f"{[sorted(names) for names in found]} in "
+            f"{[str(directory) for directory in self._all]}, all of them "
+            "damaged, or not there for every process. Restore one of them from "
+            "a copy (a directory that all processes share), or delete the "
+            "directory to start the run from its beginning."
+        )
 
-    def _newest_first(self):
-        return sorted(self.directory.glob(f"{_STATE}*"), reverse=True)
+
+def _states(directory):
+    """The states in a directory, the newest first."""
+    return sorted(directory.glob(f"{_STATE}*"), reverse=True)
 
 
 def _locked(path):
@@ -135,7 +158,7 @@ def _locked(path):
     except OSError as error:
         os.close(file)
         raise RuntimeError(
-            "Only one process can use a directory of `Resume`. Received: "
+            "Only one run can use a directory of `Resume`. Received: "
             f"{path.parent}, which another process uses. Wait for it, stop it, "
             "or use another directory."
         ) from error
