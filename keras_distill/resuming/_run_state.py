@@ -66,7 +66,8 @@ def read_metrics(model: keras.Model, values: dict[str, Any]) -> None:
     """Restore the metrics of an epoch that has begun."""
     metrics = _metrics(model)
     for name, saved in values["metrics"].items():
-        _assign(metrics[name].variables, saved)
+        if saved:
+            _assign(metrics[name].variables, saved)
 
 
 def _metrics(model):
