@@ -24,6 +24,7 @@ import os
 import keras
 from keras import tree
 
+from keras_distill import _processes
 from keras_distill._keras_internals import jax_state_is_in_variables
 from keras_distill._keras_internals import variables_of_jax_state
 
@@ -35,11 +36,12 @@ EMPTY = (
 )
 
 
-def run_step(model, step, annotate, variables_read, arguments):
+def run_step(model, logs, step, annotate, variables_read, arguments):
     """Run Keras's own step on the annotated batch.
 
     Args:
         model: the model that owns the step.
+        logs: its `Logs`.
         step: `train_step` or `test_step` of `keras.Model`, bound.
         annotate: function from a batch to an annotated batch.
         variables_read: function that returns the list of variables that
@@ -49,9 +51,20 @@ def run_step(model, step, annotate, variables_read, arguments):
     """
     if _BACKEND != "jax":
         (data,) = arguments
-        with _no_gradient():
-            data = annotate(data)
-        return step(data)
+
+        def annotated(data):
+            with _no_gradient():
+                return annotate(data)
+
+        if _processes.count() > 1:
+            return _processes.run_step(model, logs, step, annotated, data)
+        logs = step(annotated(data))
+        if _has_workers(model):
+            # Keras computes their mean over an axis, which scalars lack.
+            logs = {
+                name: keras.ops.expand_dims(v, 0) for name, v in logs.items()
+            }
+        return logs
 
     state, (values_read, data) = arguments
     mapping = [*zip(variables_read(), values_read)]
@@ -162,9 +175,12 @@ def weights_kept(model):
 def first_batch(iterator):
     """Return the first batch of one of Keras's epoch iterators.
 
+    With a strategy of TensorFlow, this is the part of one replica.
+
     Raises:
         ValueError: if there is none.
     """
+    _processes.check_data(iterator.num_batches)
     # Only once: without data, an epoch iterator may yield empty steps forever.
     for _, _, batches in iterator:
         batch = batches[0] if _BACKEND == "torch" else next(batches, None)
@@ -173,6 +189,11 @@ def first_batch(iterator):
         batch = None
     if batch is None:
         raise ValueError(EMPTY)
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        local_values = tf.distribute.get_strategy().experimental_local_results
+        batch = tree.map_structure(lambda leaf: local_values(leaf)[0], batch)
     return batch
 
 
@@ -192,6 +213,13 @@ def num_replicas():
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _has_workers(model):
+    """Return whether a TensorFlow strategy runs the model in processes."""
+    if _BACKEND != "tensorflow":
+        return False
+    return model.distribute_strategy.cluster_resolver is not None
 
 
 def has_values(tensors):
@@ -219,35 +247,32 @@ def runs_torch_modules():
     return _BACKEND == "torch"
 
 
-def check_processes():
-    """Raise if each of several processes would train a separate student."""
+def check_processes(model):
+    """Raise if each of several processes would train a separate student.
+
+    Args:
+        model: the model to train.
+    """
     count = 1
     if _BACKEND == "tensorflow":
-        import tensorflow as tf
-
         cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
         workers = cluster.get("cluster", {}).get("worker", [])
-        if not tf.distribute.has_strategy():
-            count = max(1, len(workers))
-    elif _BACKEND == "torch":
-        import torch
-
-        distributed = torch.distributed
+        if not _has_workers(model):
+            count = len(workers)
+    elif _BACKEND == "torch" and _processes.count() == 1:
         count = int(os.environ.get("WORLD_SIZE", 1))
-        if distributed.is_available() and distributed.is_initialized():
-            count = distributed.get_world_size()
     elif _BACKEND == "jax" and keras.distribution.distribution() is None:
         import jax
 
         count = jax.process_count()
     if count > 1:
         raise RuntimeError(
-            "Training must run in one process, or with a distribution that "
-            f"Keras supports. Received: {count} processes, of which each would "
-            "train a student of its own. On TensorFlow use "
-            "`tf.distribute.MirroredStrategy`, on JAX "
-            "`keras.distribution.set_distribution(DataParallel(...))`, and on "
-            "PyTorch one process."
+            f"Received: {count} processes that are not connected, so each "
+            "would train a student of its own. Before you create the models: "
+            "on TensorFlow enter the scope of a "
+            "`tf.distribute.MultiWorkerMirroredStrategy`, on JAX call "
+            "`keras.distribution.set_distribution(...)`, and on PyTorch call "
+            "`torch.distributed.init_process_group()`."
         )
 
 

@@ -31,7 +31,10 @@ Methods that `Distiller` overrides (`distiller/_distiller.py`):
   Distiller passes it the view. Without it, Keras would build the student for
   the size of the images before the crop.
 - `Model._maybe_symbolic_build`: TensorFlow calls it before the callbacks.
-  Without it, callbacks such as `BackupAndRestore` would find no weights.
+  Without it, callbacks such as `BackupAndRestore` would find no weights, and
+  `MultiWorkerMirroredStrategy` would fail on the first batch (keras#20585).
+  It reads `Model._distribute_strategy`: the strategy of the scope in which the
+  model was created, or `None`.
 - `Model.train_function`, `Model.test_function`: the compiled steps, which
   `make_train_function` and `make_test_function` assign. Without them, teacher
   weights would be constants of the steps, and values would not be checked

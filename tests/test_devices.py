@@ -1,116 +1,132 @@
-"""N devices give the update that one device gives on the same global batch.
+"""N devices or processes give the update that one gives on the same batch.
 
-Virtual devices have to be asked for before a backend starts, so each run is a
-process of its own.
+Virtual devices have to be asked for before a backend starts, and processes have
+to be connected, so each run is a program of its own.
 """
 
+import json
 import os
+import pathlib
+import re
+import signal
+import socket
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
 from common import BACKEND
 
-SETUP = """
-import sys
-import torch, keras, numpy as np
-sys.path.insert(0, {tests!r})
-from common import images, to_numpy
-from keras import layers
-from keras_distill import *
-
-DEVICES = {devices}
-keras.utils.set_random_seed(2)
-x, y = images(32)
-
-def network(width):
-    inputs = keras.Input((8, 8, 1))
-    penalty = keras.regularizers.L2(0.01)
-    hidden = layers.Conv2D(
-        width, 3, kernel_regularizer=penalty, name="conv"
-    )(inputs)
-    hidden = layers.GlobalAveragePooling2D()(hidden)
-    classes, value = layers.Dense(5)(hidden), layers.Dense(1)(hidden)
-    return keras.Model(inputs, {{"classes": classes, "value": value}})
-
-def run(augment=None):
-    student = network(2)
-    distiller = Distiller(
-        student=student,
-        teacher=network(8),
-        augment=augment,
-        hints=[Hint("conv", "conv", weight=1e-4)],
-    )
-    distiller.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        # A function as loss: Keras's own distiller doubles its gradient.
-        {{"classes": ClassicKD(0.5), "value": keras.losses.mean_squared_error}},
-        metrics={{"classes": ["accuracy", TeacherAgreement()]}},
-    )
-    labels = {{"classes": y, "value": x.mean((1, 2)) / 255}}
-    history = distiller.fit(
-        x, labels, batch_size=16, epochs=2, shuffle=False, verbose=0
-    ).history
-    np.savez(
-        {out!r},
-        *[to_numpy(w.value) for w in student.weights],
-        **{{name: values for name, values in history.items()}},
-    )
-"""
-
-RUNS = {
-    "tensorflow": """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-)
-names = [f"CPU:{i}" for i in range(DEVICES)]
-with tf.distribute.MirroredStrategy(names).scope():
-    run()
-""",
-    # On JAX a batch stays one batch over all devices, so that random views,
-    # with partners from the other device, are the same too.
-    "jax": """
-import jax
-assert len(jax.devices()) == DEVICES
-if DEVICES > 1:
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
-run(ConsistentAugment([InceptionCrop(8, 8), MixUp()], seed=3))
-""",
+TESTS = pathlib.Path(__file__).parent
+# The engines of each backend: how many devices, in how many processes.
+ENGINES = {
+    "tensorflow": [("mirrored", 2, 1), ("mirrored", 4, 1), ("workers", 1, 2)],
+    "jax": [("data", 4, 1), ("model", 4, 1), ("processes", 1, 2)],
+    "torch": [("torchrun", 1, 2)],
+}
+PROCESSES = ENGINES[BACKEND][-1]
+# What a process says when another one is gone.
+GONE = {
+    "tensorflow": "UnavailableError|unhealthy|Connection reset",
+    "jax": "Connection closed|UNAVAILABLE|Connection reset",
+    "torch": "Connection closed by peer|Connection reset",
 }
 
 
-@pytest.mark.skipif(
-    BACKEND == "torch", reason="Keras has no distribution there"
-)
-def test_two_devices_give_the_update_of_one(tmp_path):
+def free_ports(count):
+    """Return ports of this machine that nobody uses."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def environments(processes, devices=1):
+    """Return, for each process, how its engine is told of the others."""
+    ports = free_ports(processes)
+    hosts = [f"localhost:{port}" for port in ports]
+    for rank in range(processes):
+        own = {
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "OMP_NUM_THREADS": "1",
+        }
+        if processes > 1:
+            task = {"type": "worker", "index": rank}
+            own |= {
+                "TF_CONFIG": json.dumps(
+                    {"cluster": {"worker": hosts}, "task": task}
+                ),
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": hosts[0],
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(ports[0]),
+                "WORLD_SIZE": str(processes),
+                "RANK": str(rank),
+            }
+        yield {**os.environ, **own}
+
+
+def start(out, engine, devices, processes, *arguments):
+    """Start the program `train_on_devices.py`, and return its processes."""
+    program = [sys.executable, "-W", "ignore", TESTS / "train_on_devices.py"]
+    return [
+        subprocess.Popen(
+            [*program, out, f"{engine}-{devices}", *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in environments(processes, devices)
+    ]
+
+
+def run(out, *engine):
+    """Run the program, and return what each process wrote."""
+    out.mkdir()
+    started = start(out, *engine)
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    for process, error in zip(started, errors):
+        assert process.returncode == 0, error
     results = []
-    for devices in (1, 2):
-        out = tmp_path / f"{devices}.npz"
-        setup = SETUP.format(
-            tests=os.path.dirname(__file__), devices=devices, out=str(out)
-        )
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        subprocess.run(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-c",
-                setup + textwrap.dedent(RUNS[BACKEND]),
-            ],
-            env={**os.environ, "XLA_FLAGS": flags},
-            check=True,
-        )
-        with np.load(out) as file:
+    for rank in range(len(started)):
+        with np.load(out / f"{rank}.npz") as file:
             results.append(dict(file))
-    one, two = results
-    assert set(one) == set(two)
-    assert {"loss", "classes_soft_loss", "hint_loss"} < set(one)
-    for name in one:
-        np.testing.assert_allclose(
-            one[name], two[name], rtol=1e-4, err_msg=name
-        )
+    return results
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process on one device gives."""
+    (result,) = run(tmp_path_factory.mktemp("one") / "out", "one", 1, 1)
+    return result
+
+
+@pytest.mark.parametrize("engine", ENGINES[BACKEND], ids=str)
+def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
+    results = run(tmp_path / "out", *engine)
+    assert len(results) == engine[-1]
+    logs = {"loss", "classes_soft_loss", "hint_loss", "val_classes_accuracy"}
+    assert logs < set(one)
+    for many in results:
+        assert set(one) == set(many)
+        for name in one:
+            np.testing.assert_allclose(
+                many[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name
+            )
+
+
+def test_when_a_process_is_killed_the_others_fail(tmp_path):
+    other, killed = start(tmp_path, *PROCESSES, "--kill")
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    try:
+        _, error = other.communicate(timeout=60)
+    finally:
+        other.kill()
+    assert other.returncode != 0
+    assert re.search(GONE[BACKEND], error), error

@@ -8,6 +8,7 @@ import keras
 from keras import tree
 
 from keras_distill import _backend
+from keras_distill import _processes
 from keras_distill._graphs import _features
 from keras_distill.distiller._step_data import unpack
 from keras_distill.distiller._targets import Targets
@@ -64,6 +65,8 @@ def wrap(distiller, name, variables, teacher, logs):
 
     def watched(*arguments):
         logs.raise_pending()
+        if not logs.steps_taken:
+            _processes.start(distiller, teacher.weights)
         result = function(*arguments)
         logs.after_step(_backend.logs_of(result))
         return result

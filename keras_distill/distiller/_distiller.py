@@ -21,6 +21,7 @@ import keras
 from keras import ops
 
 from keras_distill import _backend
+from keras_distill import _processes
 from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
@@ -319,7 +320,7 @@ class Distiller(keras.Model):
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        _backend.check_processes()
+        _backend.check_processes(self)
         arguments = fit_arguments(x, y, args, kwargs, self._recording)
         if self.compiled:
             self._logs.steps_taken = 0
@@ -330,6 +331,7 @@ class Distiller(keras.Model):
         finally:
             self._fitting = False
         self._logs.raise_pending()
+        _processes.end(self)
         if history.epoch and not self._logs.steps_taken:
             raise ValueError(_backend.EMPTY)
         return history
@@ -343,6 +345,7 @@ class Distiller(keras.Model):
         with _backend.weights_kept(self):
             logs = super().evaluate(x, y, *args, **kwargs)
         self._logs.raise_pending()
+        _processes.end(self)
         return logs
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -364,6 +367,7 @@ class Distiller(keras.Model):
     def _step(self, step, arguments, training):
         return _backend.run_step(
             self,
+            self._logs,
             step,
             functools.partial(self._annotate, training=training),
             functools.partial(self._variables_read, training),
@@ -479,10 +483,9 @@ class Distiller(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """TensorFlow only: build early, so that callbacks find weights."""
-        if self.built:
-            super()._maybe_symbolic_build(iterator, data_batch)
-        else:
-            self._symbolic_build(iterator, data_batch)
+        if not self.built or self._distribute_strategy is not None:
+            with self.distribute_strategy.scope():
+                self._symbolic_build(iterator, data_batch)
 
     def get_config(self) -> dict[str, Any]:
         return _saving.config_of(self)

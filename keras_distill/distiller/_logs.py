@@ -7,6 +7,7 @@ metrics that compare with the teacher.
 
 import keras
 
+from keras_distill import _backend
 from keras_distill.distiller import _value_watch
 
 
@@ -26,6 +27,7 @@ class Logs:
         self.objective = objective
         self.teacher_metrics = teacher_metrics
         self.steps_taken = 0  # in this `fit()`
+        self.steps_of_epoch = 0
         self._watch = objective.watch
         self._schedules = []
         if log_schedules:
@@ -94,7 +96,9 @@ class Logs:
     def add_counts(self, logs):
         """Add the counts of the `ValueWatch` to the logs of a step."""
         if self._watch is not None:
-            logs[_value_watch.LOG] = self._watch.metric.result()
+            # Keras logs the mean over the replicas.
+            counts = self._watch.metric.result() * _backend.num_replicas()
+            logs[_value_watch.LOG] = counts
         return logs
 
     def after_step(self, logs):
@@ -104,6 +108,7 @@ class Logs:
             logs: dict of the logs of the step, which is changed.
         """
         self.steps_taken += 1
+        self.steps_of_epoch += 1
         if self._watch is not None:
             self._watch.collect(logs)
 
@@ -119,11 +124,13 @@ class Logs:
             calls: int, compiled calls of this epoch that were made before.
         """
         self.steps_taken += 1  # at least
+        self.steps_of_epoch = calls
         if self._watch is not None:
             self._watch.calls = calls
 
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""
+        self.steps_of_epoch = 0
         if self._watch is not None:
             self._watch.start_epoch()
 
@@ -134,7 +141,7 @@ class _Latest(keras.metrics.Metric):
     def __init__(self, name):
         super().__init__(name=name, dtype="float32")
         self.value = self.add_variable(
-            shape=(), initializer="zeros", name="value"
+            shape=(), initializer="zeros", aggregation="mean", name="value"
         )
 
     def update_state(self, value):

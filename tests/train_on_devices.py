@@ -1,0 +1,168 @@
+"""The program that `test_devices.py` starts: 24 steps on the devices it names.
+
+    python train_on_devices.py OUT ENGINE-DEVICES [--kill]
+
+Each process writes the student's weights and logs to `OUT/<rank>.npz`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+
+import torch  # before TensorFlow  # isort: skip
+import keras
+import numpy as np
+from common import BACKEND
+from common import images
+from common import to_numpy
+from keras import layers
+
+from keras_distill import ClassicKD
+from keras_distill import ConsistentAugment
+from keras_distill import Distiller
+from keras_distill import Hint
+from keras_distill import InceptionCrop
+from keras_distill import MixUp
+from keras_distill import TeacherAgreement
+
+BATCH, BATCHES, EPOCHS = 16, 6, 4
+
+
+def network(width, name):
+    """A model of two outputs, with a penalty on its first kernel."""
+    inputs = keras.Input((8, 8, 1))
+    penalty = keras.regularizers.L2(0.01)
+    hidden = layers.Conv2D(
+        width, 3, kernel_regularizer=penalty, name=f"{name}_conv"
+    )(inputs)
+    hidden = layers.GlobalAveragePooling2D()(hidden)
+    classes = layers.Dense(5, name=f"{name}_classes")(hidden)
+    value = layers.Dense(1, name=f"{name}_value")(hidden)
+    return keras.Model(inputs, {"classes": classes, "value": value})
+
+
+def start(engine):
+    """Start an engine; return `(rank, processes, scope)` of this process."""
+    scope = contextlib.nullcontext()
+    if engine == "torchrun-1":
+        torch.distributed.init_process_group("gloo")
+        return (
+            torch.distributed.get_rank(),
+            torch.distributed.get_world_size(),
+            scope,
+        )
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        if engine == "workers-1":
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            task = json.loads(os.environ["TF_CONFIG"])["task"]
+            return task["index"], 1, strategy.scope()
+        if engine.startswith("mirrored"):
+            count = int(engine[-1])
+            tf.config.set_logical_device_configuration(
+                tf.config.list_physical_devices("CPU")[0],
+                [tf.config.LogicalDeviceConfiguration()] * count,
+            )
+            names = [f"CPU:{i}" for i in range(count)]
+            scope = tf.distribute.MirroredStrategy(names).scope()
+    rank, processes = 0, 1
+    if BACKEND == "jax" and engine != "one-1":
+        if engine == "processes-1":
+            keras.distribution.initialize()
+        import jax
+
+        rank, processes = jax.process_index(), jax.process_count()
+        distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
+        if engine.startswith("model"):
+            mesh = keras.distribution.DeviceMesh(
+                (2, 2), ("batch", "model"), keras.distribution.list_devices()
+            )
+            layout = keras.distribution.LayoutMap(mesh)
+            layout["teacher_conv/kernel"] = (None, None, None, "model")
+            layout["teacher_conv/bias"] = ("model",)
+            layout["teacher_.*/kernel"] = ("model", None)
+            distribution = keras.distribution.ModelParallel(
+                layout_map=layout,
+                batch_dim_name="batch",
+                auto_shard_dataset=False,
+            )
+        keras.distribution.set_distribution(distribution)
+    return rank, processes, scope
+
+
+def share(array, rank, processes):
+    """Return the part of each batch that a process of `torchrun` reads."""
+    parts = array.reshape(-1, processes, BATCH // processes, *array.shape[1:])
+    return parts[:, rank % processes].reshape(-1, *array.shape[1:])
+
+
+class Kill(keras.callbacks.Callback):
+    """Kills its process after some batches."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(out, engine, *options):
+    rank, processes, scope = start(engine)
+    views = [InceptionCrop(8, 8), MixUp()]
+    if BACKEND != "jax":
+        # Each replica draws views of its own: the only possible crop is equal.
+        views = [InceptionCrop(8, 8, (1.0, 1.0), (1.0, 1.0))]
+    with scope:
+        keras.utils.set_random_seed(2)
+        teacher = network(8, "teacher")
+        if engine == "torchrun-1":
+            # The student of process 0 counts.
+            keras.utils.set_random_seed(3 + rank)
+        else:
+            keras.utils.set_random_seed(3)
+        student = network(2, "student")
+        distiller = Distiller(
+            student=student,
+            teacher=teacher,
+            augment=ConsistentAugment(views, seed=3),
+            hints=[Hint("teacher_conv", "student_conv")],
+        )
+        distiller.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            # A function as loss: Keras's own distiller doubles its gradient.
+            {
+                "classes": ClassicKD(
+                    keras.optimizers.schedules.CosineDecay(0.9, 24)
+                ),
+                "value": keras.losses.mean_squared_error,
+            },
+            metrics={"classes": ["accuracy", TeacherAgreement()]},
+            log_schedules=True,
+        )
+    x, y = images(BATCH * BATCHES, size=10)
+    x /= 255
+    labels = {"classes": y, "value": x.mean((1, 2))}
+    data = keras.tree.map_structure(
+        lambda array: share(array, rank, processes), (x, labels)
+    )
+    view = (data[0][:, :8, :8], data[1])
+    history = distiller.fit(
+        *data,
+        batch_size=BATCH // processes,
+        epochs=EPOCHS,
+        shuffle=False,
+        validation_data=view,
+        callbacks=[Kill()] if "--kill" in options and rank == 1 else [],
+        verbose=0,
+    ).history
+    np.savez(
+        pathlib.Path(out) / f"{rank}.npz",
+        *[to_numpy(weight.value) for weight in student.weights],
+        **history,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
