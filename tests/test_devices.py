@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -71,27 +72,40 @@ def environments(processes, devices=1):
         yield {**os.environ, **own}
 
 
-def start(out, engine, devices, processes, *arguments):
-    """Start the program `train_on_devices.py`, and return its processes."""
-    program = [sys.executable, "-W", "ignore", TESTS / "train_on_devices.py"]
+def start(processes, devices, program, *arguments):
+    """Start a program of this folder, and return its processes."""
+    command = [sys.executable, "-W", "ignore", TESTS / program, *arguments]
     return [
         subprocess.Popen(
-            [*program, out, f"{engine}-{devices}", *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, env=environment, stderr=subprocess.PIPE, text=True
         )
         for environment in environments(processes, devices)
     ]
 
 
-def run(out, *engine):
-    """Run the program, and return what each process wrote."""
-    out.mkdir()
-    started = start(out, *engine)
+def finish(started):
+    """Wait for processes, which must end without an error."""
     errors = [process.communicate(timeout=120)[1] for process in started]
     for process, error in zip(started, errors):
         assert process.returncode == 0, error
+
+
+def start_training(out, engine, devices, processes, *options):
+    return start(
+        processes,
+        devices,
+        "train_on_devices.py",
+        out,
+        f"{engine}-{devices}",
+        *options,
+    )
+
+
+def train(out, *engine):
+    """Train on an engine, and return what each process wrote."""
+    out.mkdir()
+    started = start_training(out, *engine)
+    finish(started)
     results = []
     for rank in range(len(started)):
         with np.load(out / f"{rank}.npz") as file:
@@ -102,13 +116,13 @@ def run(out, *engine):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """What one process on one device gives."""
-    (result,) = run(tmp_path_factory.mktemp("one") / "out", "one", 1, 1)
+    (result,) = train(tmp_path_factory.mktemp("one") / "out", "one", 1, 1)
     return result
 
 
 @pytest.mark.parametrize("engine", ENGINES[BACKEND], ids=str)
 def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
-    results = run(tmp_path / "out", *engine)
+    results = train(tmp_path / "out", *engine)
     assert len(results) == engine[-1]
     logs = {"loss", "classes_soft_loss", "hint_loss", "val_classes_accuracy"}
     assert logs < set(one)
@@ -121,12 +135,49 @@ def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
 
 
 def test_when_a_process_is_killed_the_others_fail(tmp_path):
-    other, killed = start(tmp_path, *PROCESSES, "--kill")
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    other, killed = start_training(tmp_path, *PROCESSES, "--kill")
     try:
+        _, error = killed.communicate(timeout=120)
+        assert killed.returncode == -signal.SIGKILL, error
         _, error = other.communicate(timeout=60)
     finally:
         other.kill()
+        other.communicate()
     assert other.returncode != 0
     assert re.search(GONE[BACKEND], error), error
+
+
+@pytest.mark.one_backend("torch")
+def test_what_the_processes_of_torch_share():
+    finish(start(2, 1, "two_torch_processes.py"))
+
+
+def test_the_commands_of_the_page_run(tmp_path):
+    """Save the program of this backend, and start it with its commands."""
+    page = TESTS.parent / "docs/how-to/many-devices-and-mixed-precision.md"
+    title = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    processes = page.read_text().split("## Several processes")[1]
+    tab = processes.split(f'=== "{title[BACKEND]}"')[1].split("\n===")[0]
+    blocks = re.findall(r"    ```(\w+)\n(.*?)    ```", tab, re.S)
+    program, commands = (
+        textwrap.dedent(next(text for kind, text in blocks if kind == language))
+        for language in ("py", "bash")
+    )
+    (tmp_path / "train.py").write_text(program)
+    for written, free in zip(("12345", "12346"), free_ports(2)):
+        commands = commands.replace(written, str(free))
+    environment = next(environments(1))
+    environment["PATH"] = os.pathsep.join(
+        [str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]
+    )
+    ended = subprocess.run(
+        ["bash", "-c", commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    one, two = re.findall(r"\[\d.*?\]", ended.stdout)
+    assert one == two

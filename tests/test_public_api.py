@@ -22,6 +22,7 @@ PACKAGES = [
     "_keras_internals",
     "_arguments",
     "_files",
+    "_processes",
     "_backend",
     "_schedules",
     "_graphs",
@@ -46,12 +47,13 @@ COMPRESSION_IMPORTS = {
     "_graphs",
     "compression",
 }
-# What differs between backends, the converter that TensorFlow alone has, and
-# modules of PyTorch, which teach on every backend.
+# What differs between backends, the converter that TensorFlow alone has,
+# processes of PyTorch, and its modules, which teach on every backend.
 NAMES_BACKENDS = (
     "_backend.py",
     "_converter.py",
     "_converter_steps.py",
+    "_processes.py",
     "_shuffles.py",
     "_torch_modules.py",
 )
