@@ -412,7 +412,9 @@ class Distiller(keras.Model):
             self._logs.update(y, outputs)
         labels = y.followed_labels()
         if labels is None:
-            logs = self._results(without=compiled_label_metrics(self))
+            logs = self._logs.results(
+                self.metrics, without=compiled_label_metrics(self)
+            )
         else:
             weights = y.with_followed_weights().weights
             logs = super().compute_metrics(x, labels, outputs, weights)
@@ -430,12 +432,9 @@ class Distiller(keras.Model):
 
     def get_metrics_result(self) -> dict[str, Tensor]:
         label_metrics = compiled_label_metrics(self)
-        if label_metrics is not None and not label_metrics.built:
-            return self._results(without=label_metrics)
-        return self._results()
-
-    def _results(self, without=None):
-        return self._logs.results(self.metrics, without)
+        if label_metrics is not None and label_metrics.built:
+            label_metrics = None  # They have values.
+        return self._logs.results(self.metrics, without=label_metrics)
 
     def reset_metrics(self) -> None:
         if self.compiled:
