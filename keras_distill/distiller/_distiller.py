@@ -330,11 +330,10 @@ class Distiller(keras.Model):
             history = super().fit(**arguments)
         finally:
             self._fitting = False
-        self._logs.raise_pending()
         _processes.end(self)
         if history.epoch and not self._logs.steps_taken:
             raise ValueError(_backend.EMPTY)
-        return history
+        return self._checked(history)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(
@@ -344,19 +343,18 @@ class Distiller(keras.Model):
         y = labels_or_empty(x, y, kwargs)
         with _backend.weights_kept(self):
             logs = super().evaluate(x, y, *args, **kwargs)
-        self._logs.raise_pending()
         _processes.end(self)
-        return logs
+        return self._checked(logs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        logs = super().train_on_batch(*args, **kwargs)
-        self._logs.raise_pending()
-        return logs
+        return self._checked(super().train_on_batch(*args, **kwargs))
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        logs = super().test_on_batch(*args, **kwargs)
+        return self._checked(super().test_on_batch(*args, **kwargs))
+
+    def _checked(self, result):
         self._logs.raise_pending()
-        return logs
+        return result
 
     def train_step(self, *arguments: Any) -> Any:
         return self._step(super().train_step, arguments, training=True)
