@@ -449,7 +449,7 @@ def wait_for_batches(process, number):
         assert process.stdout.readline() == b"batch\n"
 
 
-# `random_kills.py` kills on every backend, which takes too long for each change.
+# `random_kills.py` kills on every backend, which takes too long for a suite.
 @pytest.mark.one_backend("torch")
 def test_kill_9_and_sigterm_and_two_processes(tmp_path):
     """Real processes: the second one is refused, both signals are survived."""
