@@ -216,6 +216,18 @@ def num_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def num_parts():
+    """Return into how many parts a batch is divided before a step sees it.
+
+    On the devices of one process, JAX divides no batch: a step sees all of it.
+    """
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.process_count()
+    return max(num_replicas(), _processes.count())
+
+
 def _has_workers(model):
     """Return whether a TensorFlow strategy runs the model in processes."""
     if _BACKEND != "tensorflow":

@@ -202,15 +202,15 @@ def teacher_outputs(recording, recorded):
         recorded: the `RecordedBatch` of a replayed batch, or `None`.
 
     Raises:
-        ValueError: if there are several replicas, or if `fit()` did not replay
-            the batch.
+        ValueError: if there are several replicas or processes, or if `fit()`
+            did not replay the batch.
     """
-    if _backend.num_replicas() > 1:
+    if _backend.num_parts() > 1:
         raise ValueError(
-            "A recording must be replayed on one device, because it holds the "
-            "views of whole batches. Received: a strategy of "
-            f"{_backend.num_replicas()} replicas. Use one device, or train "
-            "with the teacher model itself."
+            "A recording must be replayed by one replica in one process, "
+            "because it holds the views of whole batches. Received: batches "
+            f"that are divided into {_backend.num_parts()} parts. Use one "
+            "device, or train with the teacher model itself."
         )
     if recorded is None:
         raise ValueError(
