@@ -21,6 +21,7 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import RecordedTeacher
+from keras_distill import Resume
 from keras_distill import record_teacher
 from keras_distill.compression import fold_batch_norm
 
@@ -242,7 +243,7 @@ def fit(model, network, data, scored, name, options, callbacks=()):
             keras.callbacks.CSVLogger(
                 options.workdir / f"{name}.csv", append=True
             ),
-            keras.callbacks.BackupAndRestore(options.workdir / f"{name}-state"),
+            Resume(options.workdir / f"{name}-state"),
         ],
     )
 

@@ -9,6 +9,7 @@ it:
 - `recording`: the teacher's outputs on disk.
 - `metrics`: how close the student is to its teacher.
 - `distiller`: the training with `fit()`.
+- `resuming`: a training that goes on after it was killed.
 - `compression`: a smaller network from a given one.
 - `reports`: size, speed and accuracy side by side.
 """
@@ -32,6 +33,7 @@ from keras_distill.recording import RecordedTeacher as RecordedTeacher
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
 from keras_distill.metrics import TeacherDivergence as TeacherDivergence
 from keras_distill.distiller import Distiller as Distiller
+from keras_distill.resuming import Resume as Resume
 from keras_distill import compression as compression
 from keras_distill.reports import compare as compare
 from keras_distill.reports import Comparison as Comparison
@@ -55,6 +57,7 @@ __all__ = [  # noqa: RUF022
     "MixUp",
     "RecordedTeacher",
     "RelationalKD",
+    "Resume",
     "SimilarityPreserving",
     "TeacherAgreement",
     "TeacherDivergence",

@@ -14,7 +14,8 @@ backends differ in where state is kept while that batch is prepared:
 
 The only other files that name a backend are `_processes.py`, for several
 processes on PyTorch, `teachers/_torch_modules.py`, for torch modules as
-teachers, and the LiteRT converter of TensorFlow.
+teachers, `resuming/_shuffles.py`, for datasets of TensorFlow and PyTorch on any
+backend, and the LiteRT converter of TensorFlow.
 """
 
 import contextlib
@@ -158,6 +159,20 @@ def _restore(model, state):
     jax_state_is_in_variables(model)
 
 
+@contextlib.contextmanager
+def weights_kept(model):
+    """Run an `evaluate` that leaves a model its weights if it fails.
+
+    On JAX, Keras moves them from the variables into the state of the steps.
+    Its `fit` moves them back after an error, and its `evaluate` does not.
+    """
+    try:
+        yield
+    finally:
+        if _BACKEND == "jax":
+            model.jax_state_sync()
+
+
 def first_batch(iterator):
     """Return the first batch of one of Keras's epoch iterators.
 
@@ -272,6 +287,27 @@ def check_processes(model):
             "`keras.distribution.set_distribution(...)`, and on PyTorch call "
             "`torch.distributed.init_process_group()`."
         )
+
+
+def process(model):
+    """Return `(number of this process, how many train the model)`."""
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    if _BACKEND == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    resolver = model.distribute_strategy.cluster_resolver
+    tasks = {} if resolver is None else resolver.cluster_spec().as_dict()
+    chiefs, workers = len(tasks.get("chief", [])), len(tasks.get("worker", []))
+    if chiefs + workers < 2:
+        return 0, 1
+    before = chiefs if resolver.task_type == "worker" else 0
+    return before + resolver.task_id, chiefs + workers
 
 
 def global_random_state():

@@ -12,6 +12,16 @@ Attributes, used through the functions below:
   Views and teacher metrics could not be updated inside a compiled step.
 - `Model._jax_state_synced`: says that variables hold the values of the state.
   Without it, a failed first step would leave the student without weights.
+- `Model._initial_epoch`: the epoch at which `fit()` begins. Without it, no
+  callback could continue a run.
+- `GLOBAL_SEED_GENERATOR` of `keras.src.random.seed_generator`: where Keras
+  keeps the generator of layers without one.
+- the local variables `epoch_iterator` and `callbacks` of `fit()`, and of an
+  epoch iterator `_enumerate_iterator`, `_num_batches`, `_get_iterator`,
+  `_distributed_dataset` and `data_adapter` (`resuming/`). Without them, a
+  resumed run would read other data.
+- `Variable._validate_shape`: Keras calls it before a variable takes memory.
+  Without it, a small file could describe a model that takes all memory.
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
   unlabelled data would log metrics that were never updated.
 
@@ -71,13 +81,25 @@ Behaviour that is not documented:
   (`recording/_manifest.py`, `teachers/_precision.py`).
 """
 
+import contextlib
+import math
+
+import keras
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 __all__ = [
+    "build_for",
     "compiled_label_metrics",
     "get_keras_mask",
+    "global_seed_state",
     "jax_state_is_in_variables",
+    "limited_variables",
+    "running_fit",
+    "set_initial_epoch",
+    "set_keras_mask",
     "variables_of_jax_state",
     "with_keras_mask",
 ]
@@ -120,3 +142,83 @@ def variables_of_jax_state(model, state):
 def jax_state_is_in_variables(model):
     """Tell Keras that the model's variables hold the current state."""
     model._jax_state_synced = True
+
+
+def running_fit(frame, required=True):
+    """Return `(epoch_iterator, callback_list)` of the `fit()` that runs.
+
+    Args:
+        frame: the frame of a function that `fit()` called.
+        required: bool. Whether to raise if there is none, or return `None`.
+
+    Raises:
+        RuntimeError: if no `fit()` of Keras runs.
+    """
+    while frame is not None:
+        names = frame.f_locals
+        callbacks = names.get("callbacks")
+        if "epoch_iterator" in names and isinstance(
+            callbacks, keras.callbacks.CallbackList
+        ):
+            return names["epoch_iterator"], callbacks
+        frame = frame.f_back
+    if required:
+        raise RuntimeError(
+            "`Resume` works in the `fit()` of a Keras model. Received: a call "
+            "from another training loop, whose data it cannot restore."
+        )
+    return None
+
+
+def set_initial_epoch(model, epoch):
+    """Set the epoch at which `fit()` begins; `None` for its argument."""
+    model._initial_epoch = epoch
+
+
+def build_for(model, epoch_iterator):
+    """Build a model, its metrics and optimizer for the data of its `fit()`.
+
+    On TensorFlow, the first step does it; on other backends, `fit()` did.
+    """
+    if keras.backend.backend() == "tensorflow":
+        dataset = epoch_iterator.data_adapter.get_tf_dataset()
+        with model.distribute_strategy.scope():
+            model._symbolic_build(data_batch=dataset.element_spec)
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+
+
+def global_seed_state():
+    """Return the state of Keras's global random generator, if it exists."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return None if generator is None else generator.state
+
+
+@contextlib.contextmanager
+def limited_variables(limit):
+    """Raise before the variables that are made in a block take memory.
+
+    Args:
+        limit: the largest number of values that all of them may have.
+
+    Raises:
+        ValueError: in the block, when a variable exceeds the limit.
+    """
+    validate, total = keras.Variable._validate_shape, 0
+
+    def validate_and_count(variable, shape):
+        nonlocal total
+        shape = validate(variable, shape)
+        total += math.prod(shape)
+        if total > limit:
+            raise ValueError(
+                f"The file is too small for the model that it describes: "
+                f"{total} weights or more. Expected: at most {limit}."
+            )
+        return shape
+
+    keras.Variable._validate_shape = validate_and_count
+    try:
+        yield
+    finally:
+        keras.Variable._validate_shape = validate

@@ -104,7 +104,11 @@ def start_training(out, engine, devices, processes, *options):
 def train(out, *engine):
     """Train on an engine, and return what each process wrote."""
     out.mkdir()
-    started = start_training(out, *engine)
+    return finish_training(out, start_training(out, *engine))
+
+
+def finish_training(out, started):
+    """Return what each process wrote."""
     finish(started)
     results = []
     for rank in range(len(started)):
@@ -120,12 +124,7 @@ def one(tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("engine", ENGINES[BACKEND], ids=str)
-def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
-    results = train(tmp_path / "out", *engine)
-    assert len(results) == engine[-1]
-    logs = {"loss", "classes_soft_loss", "hint_loss", "val_classes_accuracy"}
-    assert logs < set(one)
+def assert_equal(results, one):
     for many in results:
         assert set(one) == set(many)
         for name in one:
@@ -134,7 +133,16 @@ def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
             )
 
 
-def test_when_a_process_is_killed_the_others_fail(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES[BACKEND], ids=str)
+def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
+    results = train(tmp_path / "out", *engine)
+    assert len(results) == engine[-1]
+    logs = {"loss", "classes_soft_loss", "hint_loss", "val_classes_accuracy"}
+    assert logs < set(one)
+    assert_equal(results, one)
+
+
+def test_when_a_process_is_killed_the_others_fail_and_all_resume(one, tmp_path):
     other, killed = start_training(tmp_path, *PROCESSES, "--kill")
     try:
         _, error = killed.communicate(timeout=120)
@@ -145,6 +153,8 @@ def test_when_a_process_is_killed_the_others_fail(tmp_path):
         other.communicate()
     assert other.returncode != 0
     assert re.search(GONE[BACKEND], error), error
+    again = start_training(tmp_path, *PROCESSES, "--resume")
+    assert_equal(finish_training(tmp_path, again), one)
 
 
 @pytest.mark.one_backend("torch")

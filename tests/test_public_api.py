@@ -32,6 +32,7 @@ PACKAGES = [
     "recording",
     "metrics",
     "distiller",
+    "resuming",
     "compression",
     "reports",
     "__init__",
@@ -53,6 +54,7 @@ NAMES_BACKENDS = (
     "_converter.py",
     "_converter_steps.py",
     "_processes.py",
+    "_shuffles.py",
     "_torch_modules.py",
 )
 

@@ -111,6 +111,16 @@ def test_the_saved_student_needs_no_keras_distill(tmp_path):
     )
 
 
+def test_a_file_with_code_is_refused(tmp_path):
+    student = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Lambda(lambda x: x), mlp()]
+    )
+    distiller = Distiller(student=student, teacher=mlp(16))
+    distiller.save(tmp_path / "distiller.keras")
+    with pytest.raises(ValueError, match="Lambda"):
+        keras.models.load_model(tmp_path / "distiller.keras")
+
+
 def test_weights_round_trip(tmp_path):
     x, y = images()
     distiller = distiller_of(cnn(2), cnn(16))

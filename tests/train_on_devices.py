@@ -1,6 +1,6 @@
 """The program that `test_devices.py` starts: 24 steps on the devices it names.
 
-    python train_on_devices.py OUT ENGINE-DEVICES [--kill]
+    python train_on_devices.py OUT ENGINE-DEVICES [--kill] [--resume]
 
 Each process writes the student's weights and logs to `OUT/<rank>.npz`.
 """
@@ -26,6 +26,7 @@ from keras_distill import Distiller
 from keras_distill import Hint
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
+from keras_distill import Resume
 from keras_distill import TeacherAgreement
 
 BATCH, BATCHES, EPOCHS = 16, 6, 4
@@ -121,8 +122,11 @@ def share(array, rank, processes):
 class Kill(keras.callbacks.Callback):
     """Kills its process after some batches."""
 
+    batches = 0
+
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 2:
+        self.batches += 1
+        if self.batches == 9:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -166,13 +170,16 @@ def main(out, engine, *options):
         lambda array: share(array, rank, processes), (x, labels)
     )
     view = (data[0][:, :8, :8], data[1])
+    callbacks = [Kill()] if "--kill" in options and rank == 1 else []
+    if "--kill" in options or "--resume" in options:
+        callbacks.append(Resume(pathlib.Path(out) / "run", save_freq=4))
     history = distiller.fit(
         *data,
         batch_size=BATCH // processes,
         epochs=EPOCHS,
         shuffle=False,
         validation_data=view,
-        callbacks=[Kill()] if "--kill" in options and rank == 1 else [],
+        callbacks=callbacks,
         verbose=0,
     ).history
     np.savez(

@@ -21,6 +21,7 @@ import keras
 from keras import ops
 
 from keras_distill import _backend
+from keras_distill import _processes
 from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
@@ -56,9 +57,9 @@ class Distiller(keras.Model):
     object, trained in place; the teacher is only read. `call`, `predict`,
     `evaluate` and `summary` are the student's.
 
-    Saving: `save_weights`, `ModelCheckpoint`, `BackupAndRestore` and `save`
-    write the student, the optimizer and the state of the random generators, and
-    nothing of the teacher. After `keras.models.load_model`, assign
+    Saving: `save_weights`, `ModelCheckpoint`, `Resume` and `save` write the
+    student, the optimizer and the state of the random generators, and nothing
+    of the teacher. After `keras.models.load_model`, assign
     `distiller.teacher` and continue with `fit()`. To ship the student, save it
     alone: `distiller.student.save("student.keras")`.
 
@@ -266,8 +267,9 @@ class Distiller(keras.Model):
                 images, label metrics are computed in validation only.
             weighted_metrics: the same, with `sample_weight`.
             check_values: bool. Whether to raise an error that names the batch
-                if the teacher returns NaN, if outputs are probabilities instead
-                of logits or the reverse, or if labels are not classes.
+                if the teacher or the loss returns NaN or infinity, if outputs
+                are probabilities instead of logits or the reverse, or if labels
+                are not classes.
             log_schedules: bool. Whether to log the current value of each
                 schedule and variable among the numbers of the losses.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
@@ -318,7 +320,6 @@ class Distiller(keras.Model):
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        _model_checks.check_not_empty(x)
         _backend.check_processes(self)
         arguments = fit_arguments(x, y, args, kwargs, self._recording)
         if self.compiled:
@@ -329,10 +330,10 @@ class Distiller(keras.Model):
             history = super().fit(**arguments)
         finally:
             self._fitting = False
-        self._logs.finish(self)
+        _processes.end(self)
         if history.epoch and not self._logs.steps_taken:
             raise ValueError(_backend.EMPTY)
-        return history
+        return self._checked(history)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(
@@ -340,19 +341,20 @@ class Distiller(keras.Model):
     ) -> Any:
         _model_checks.check_not_empty(x)
         y = labels_or_empty(x, y, kwargs)
-        logs = super().evaluate(x, y, *args, **kwargs)
-        self._logs.finish(self)
-        return logs
+        with _backend.weights_kept(self):
+            logs = super().evaluate(x, y, *args, **kwargs)
+        _processes.end(self)
+        return self._checked(logs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        logs = super().train_on_batch(*args, **kwargs)
-        self._logs.raise_pending()
-        return logs
+        return self._checked(super().train_on_batch(*args, **kwargs))
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        logs = super().test_on_batch(*args, **kwargs)
+        return self._checked(super().test_on_batch(*args, **kwargs))
+
+    def _checked(self, result):
         self._logs.raise_pending()
-        return logs
+        return result
 
     def train_step(self, *arguments: Any) -> Any:
         return self._step(super().train_step, arguments, training=True)
@@ -408,7 +410,9 @@ class Distiller(keras.Model):
             self._logs.update(y, outputs)
         labels = y.followed_labels()
         if labels is None:
-            logs = self._results(without=compiled_label_metrics(self))
+            logs = self._logs.results(
+                self.metrics, without=compiled_label_metrics(self)
+            )
         else:
             weights = y.with_followed_weights().weights
             logs = super().compute_metrics(x, labels, outputs, weights)
@@ -426,12 +430,9 @@ class Distiller(keras.Model):
 
     def get_metrics_result(self) -> dict[str, Tensor]:
         label_metrics = compiled_label_metrics(self)
-        if label_metrics is not None and not label_metrics.built:
-            return self._results(without=label_metrics)
-        return self._results()
-
-    def _results(self, without=None):
-        return self._logs.results(self.metrics, without)
+        if label_metrics is not None and label_metrics.built:
+            label_metrics = None  # They have values.
+        return self._logs.results(self.metrics, without=label_metrics)
 
     def reset_metrics(self) -> None:
         if self.compiled:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill.distiller import _model_checks
 from keras_distill.recording import _replay
 
 _FIT = inspect.signature(keras.Model.fit)
@@ -17,7 +18,11 @@ def fit_arguments(x, y, args, kwargs, recording):
     Args:
         x, y, args, kwargs: as `fit()` got them.
         recording: the `RecordedTeacher`, whose rows join the data, or `None`.
+
+    Raises:
+        ValueError: if there is no data.
     """
+    _model_checks.check_not_empty(x)
     arguments = dict(_FIT.bind(None, x, y, *args, **kwargs).arguments)
     del arguments["self"]
     arguments["y"] = labels_or_empty(x, y, arguments)

@@ -8,7 +8,6 @@ metrics that compare with the teacher.
 import keras
 
 from keras_distill import _backend
-from keras_distill import _processes
 from keras_distill.distiller import _value_watch
 
 
@@ -118,10 +117,16 @@ class Logs:
         if self._watch is not None:
             self._watch.raise_pending()
 
-    def finish(self, model):
-        """Raise what is pending, or if other processes still have batches."""
-        self.raise_pending()
-        _processes.end(model)
+    def continue_at(self, calls):
+        """Count from here on in an epoch that continues after a restart.
+
+        Args:
+            calls: int, compiled calls of this epoch that were made before.
+        """
+        self.steps_taken += 1  # at least
+        self.steps_of_epoch = calls
+        if self._watch is not None:
+            self._watch.calls = calls
 
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""

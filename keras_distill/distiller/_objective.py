@@ -171,7 +171,10 @@ class Objective(keras.losses.Loss):
                 self.watch.check_terms(of_output, terms)
             for term in terms:
                 total = total + term.value(of_output, targets.moment)
-        return total + self._hint_loss(targets, features)
+        total = total + self._hint_loss(targets, features)
+        if self.watch is not None:
+            self.watch.check_loss(total)
+        return total
 
     def _hint_loss(self, targets, features):
         """Return the sum of the terms of all hints, and log it.

@@ -110,3 +110,15 @@ def _seed_states(distiller):
     """Return the state of every random generator, in a fixed order."""
     weights = {id(weight) for weight in distiller.weights}
     return [v for v in distiller.variables if id(v) not in weights]
+
+
+def variables_beside_the_student(distiller):
+    """Return what a run changes and no file holds.
+
+    These are the random generators of the teacher, and variables of the loss
+    that a callback may change.
+    """
+    return [
+        *distiller._live_teacher.seed_states,
+        *distiller._logs.objective.variables,
+    ]

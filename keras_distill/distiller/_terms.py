@@ -125,15 +125,9 @@ class OutputTerm:
         teacher = targets.teacher(
             lambda outputs: _average.average(outputs, predicts, from_logits)
         )
-        dtype = keras.backend.standardize_dtype(teacher.dtype)
-        if predicts in ("classes", "labels") and "float" not in dtype:
-            raise TypeError(
-                "A teacher must return logits or probabilities. Received: "
-                f"outputs of dtype '{dtype}', which are decisions. Return the "
-                "logits that they were decided from. To train with the "
-                "decisions themselves, pass them as labels `y` to ordinary "
-                "training."
-            )
+        if predicts in ("classes", "labels"):
+            _check_dtype("teacher", teacher)
+            _check_dtype("student", targets.output)
         return teacher
 
     def _num_classes(self, targets):
@@ -157,6 +151,17 @@ class OutputTerm:
         labels = keras.KerasTensor((*output[:places], *labels[places:]))
         kind = _label_loss.as_one_hot_or_sparse(labels, output)
         return output[-1] if kind == "sparse" and output[-1] > 1 else None
+
+
+def _check_dtype(role, outputs):
+    dtype = keras.backend.standardize_dtype(outputs.dtype)
+    if "float" not in dtype:
+        raise TypeError(
+            f"A {role} must return logits or probabilities. Received: outputs "
+            f"of dtype '{dtype}', which are decisions. Return the logits that "
+            "they were decided from. To train with a teacher's decisions, pass "
+            "them as labels `y` to ordinary training."
+        )
 
 
 class HintTerm:

@@ -15,7 +15,8 @@ from keras_distill.losses._value_checks import contradicts
 
 LOG = "values_that_can_not_be_right"
 
-_NOT_FINITE, _TEACHER, _STUDENT, _LABELS = range(4)
+# Causes come before their effects, because the first one found is reported.
+_NOT_FINITE, _TEACHER, _STUDENT, _LABELS, _LOSS = range(5)
 # Whether outputs are logits or probabilities is the same in every batch. A step
 # that is not compiled checks only the first batches of an epoch, to save time.
 _BATCHES = 8
@@ -26,7 +27,7 @@ class ValueWatch:
 
     def __init__(self):
         self.metric = _Counts()
-        self._calls = 0
+        self.calls = 0
         self._pending = None
 
     def check_terms(self, targets, terms):
@@ -36,7 +37,7 @@ class ValueWatch:
             targets: the `OutputTargets` of that output.
             terms: list with the `OutputTerm` of each of its losses.
         """
-        if self._calls < _BATCHES:
+        if self.calls < _BATCHES:
             self._check_outputs(targets, terms)
         self._check_labels(targets, terms)
 
@@ -77,14 +78,19 @@ class ValueWatch:
             lambda o: ops.where(ops.isfinite(o), o, ops.zeros_like(o)), outputs
         )
 
+    def check_loss(self, loss):
+        """Count a loss that is not finite."""
+        bad = ops.logical_not(ops.isfinite(loss))
+        self.count(_LOSS, ops.cast(bad, "float32"))
+
     def count(self, kind, number):
         """Add to one of the counts."""
         self.metric.update_state(kind, number)
 
     def collect(self, logs):
         """Take the counts of a finished step out of its logs."""
-        self._pending = (self._calls, logs.pop(LOG))
-        self._calls += 1
+        self._pending = (self.calls, logs.pop(LOG))
+        self.calls += 1
 
     def raise_pending(self):
         """Raise if the last step had such values. Call it before the next.
@@ -107,7 +113,7 @@ class ValueWatch:
     def start_epoch(self):
         """Raise what is pending, and count batches from 0 again."""
         self.raise_pending()
-        self._calls = 0
+        self.calls = 0
 
 
 _SWITCH_OFF = " To switch this check off, use `compile(check_values=False)`."
@@ -141,8 +147,9 @@ _MESSAGES = {
         "The teacher must return finite outputs. Received: NaN or infinity "
         "for {count} rows of batch {batch} of this epoch (counted from 0). "
         "Check the teacher on that batch, and whether its inputs have the "
-        "range and preprocessing that it was trained with. The student is "
-        "intact: these rows were replaced by zeros."
+        "range and preprocessing that it was trained with. These rows were "
+        "replaced by zeros, so the student is intact if its own outputs are "
+        "finite."
     ),
     _TEACHER: _contradiction("teacher"),
     _STUDENT: _contradiction("student"),
@@ -153,6 +160,12 @@ _MESSAGES = {
         "add up to 1. Give labels that mean 'no label' a `sample_weight` of 0, "
         "or use a `label_loss` with `ignore_class`. For several labels per "
         "sample use `BinaryKD()`, whose labels lie between 0 and 1."
+    ),
+    _LOSS: (
+        "The loss must be finite. Received: NaN or infinity in batch {batch} "
+        "of this epoch (counted from 0). So weights of the student may be NaN: "
+        "load them again. Check whether inputs, labels and sample weights of "
+        "that batch are finite, and whether the learning rate is too large."
     ),
 }
 

@@ -92,10 +92,12 @@ def bad_labels(
 
 def _are_invalid_classes(labels, outputs):
     if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
-        return ops.logical_or(
-            ops.any(labels < 0.0, axis=-1),
-            ops.sum(labels, axis=-1) > 1.0 + 1e-3,
+        # Written so that NaN is invalid too.
+        valid = ops.logical_and(
+            ops.all(labels >= 0.0, axis=-1),
+            ops.sum(labels, axis=-1) <= 1.0 + 1e-3,
         )
+        return ops.logical_not(valid)
     labels = ops.reshape(labels, ops.shape(outputs)[:-1])
     nearest = ops.clip(ops.floor(labels), 0.0, outputs.shape[-1] - 1.0)
     return ops.not_equal(labels, nearest)

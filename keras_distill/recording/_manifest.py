@@ -16,7 +16,8 @@ Updated while it is written:
 
 - `epochs`, `rows_per_epoch`: size of the recording.
 - `seed_states`: states of the random generators after the last shard.
-- `shards`: number of rows and bytes of each complete shard.
+- `shards`: number of rows and bytes, and checksum of each complete shard.
+- `checksum`: checksum of all other entries.
 """
 
 import zlib

@@ -138,7 +138,7 @@ def record_teacher(
     path.mkdir(parents=True, exist_ok=True)
     manifest = _continued_manifest(path, header)
     if manifest is None:
-        x = _first_inputs(source, dataset)
+        x = source.first_inputs()
         manifest = {**header, **describe_rows(step, x, header)}
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     RecordingWriter(path, manifest, source, step).write(verbose)
@@ -182,12 +182,3 @@ def _continued_manifest(path, header):
     if manifest is not None:
         check_same_header(path, manifest, header)
     return manifest
-
-
-def _first_inputs(source, dataset):
-    for x, _ in source.epoch(0):
-        return x
-    raise ValueError(
-        "The dataset must have batches to record. Received: no batches from "
-        f"{dataset!r}"
-    )

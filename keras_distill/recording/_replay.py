@@ -89,6 +89,12 @@ class _Arrays:
             )
 
     def get(self, epoch, index, samples):
+        size = len(tree.flatten(self.arrays[0])[0])
+        if samples.max() >= size:
+            raise ValueError(
+                f"{_sources.OTHER_SAMPLES} Received: {size} samples. Batch "
+                f"{index} of epoch {epoch} has sample {samples.max()}."
+            )
         return _sources.take(self.arrays, samples)
 
 

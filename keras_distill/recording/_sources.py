@@ -5,6 +5,7 @@ its data: arrays by a checksum and an order that is drawn from a seed, streams
 by a checksum of each sample as it is read.
 """
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -101,6 +102,10 @@ class ArraySource:
             rows = order[start : start + self.batch_size]
             yield take(self.arrays, rows), rows.astype("uint32")
 
+    def first_inputs(self) -> Any:
+        """Return the inputs of the first batch."""
+        return next(self.epoch(0))[0]
+
 
 class StreamSource:
     """Batches of a dataset that decides their order itself."""
@@ -109,6 +114,7 @@ class StreamSource:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        self._begun: Iterator[Any] | None = None
 
     @property
     def fingerprint(self) -> dict:
@@ -117,9 +123,30 @@ class StreamSource:
 
     def epoch(self, index: int) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield `(x, checksums of the samples)` for each batch of an epoch."""
-        for batch in batches_of(self.dataset):
+        batches = self._begun or batches_of(self.dataset)
+        self._begun = None
+        for batch in batches:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             yield x, checksums(x)
+
+    def first_inputs(self) -> Any:
+        """Return the inputs of the first batch, which the first epoch repeats.
+
+        A second reading of the dataset would have another order, if it
+        shuffles.
+
+        Raises:
+            ValueError: if the dataset is empty.
+        """
+        batches = batches_of(self.dataset)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError(
+                "The dataset must have batches to record. Received: no batches "
+                f"from {self.dataset!r}"
+            )
+        self._begun = itertools.chain([first], batches)
+        return keras.utils.unpack_x_y_sample_weight(first)[0]
 
 
 def take(arrays, rows):

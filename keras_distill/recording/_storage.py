@@ -18,17 +18,24 @@ With `top_k`, three fields stand in place of `output_<i>`:
 A shard is written under another name and renamed when it is complete. Then the
 manifest is replaced by one that lists it. So a process that is killed at any
 moment leaves a recording that is valid up to its last complete shard.
+
+Manifest and shards have checksums, which detect damaged files. Files may also
+come from anybody: nothing in them is run, no name in them is a path, and they
+are mapped into memory only if they have the size that they claim.
 """
 
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_distill import _files
+from keras_distill.recording._manifest_check import as_field
+from keras_distill.recording._manifest_check import check_entries
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -102,14 +109,25 @@ class OutputFields:
         return outputs
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the outputs `(batch, *shape)` in float32."""
+        """Return the outputs `(batch, *shape)` in float32.
+
+        Raises:
+            ValueError: if rows have classes that the outputs do not have.
+        """
         if self.top_k is None:
             return rows[self.name].astype("float32")
+        classes = rows[f"{self.name}_classes"].astype("int64")
+        if classes.max(initial=0) >= self.shape[-1]:
+            raise ValueError(
+                f"Recorded classes must be below {self.shape[-1]}, the number "
+                f"of classes. Received: class {classes.max()}. The recording "
+                "is damaged: record again into an empty folder."
+            )
         log_rest = rows[f"{self.name}_log_rest"].astype("float32")
         outputs = np.repeat(log_rest[..., np.newaxis], self.shape[-1], axis=-1)
         np.put_along_axis(
             outputs,
-            rows[f"{self.name}_classes"].astype("int64"),
+            classes,
             rows[f"{self.name}_log_probs"].astype("float32"),
             axis=-1,
         )
@@ -146,21 +164,18 @@ class Shards:
         manifest: dict of the manifest, see `_manifest.py`.
 
     Raises:
-        ValueError: if a shard of the manifest is missing or truncated.
+        ValueError: if a shard of the manifest is missing or truncated. Damage
+            inside a shard is found when it is read first.
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest: dict) -> None:
         self.path, self.manifest = pathlib.Path(path), manifest
-        self.dtype = np.dtype([_field(f) for f in manifest["fields"]])
+        self.dtype = np.dtype([as_field(f) for f in manifest["fields"]])
         self._maps: dict[int, np.ndarray] = {}
         for index, shard in enumerate(manifest["shards"]):
             file = self._file(index)
             if not file.exists() or file.stat().st_size != shard["bytes"]:
-                raise ValueError(
-                    f"The shard {file} of the recording is missing or "
-                    f"incomplete. Expected: {shard['bytes']} bytes. Copy the "
-                    "recording again, or record again into an empty folder."
-                )
+                raise _unusable(file, f"{shard['bytes']} bytes")
         self._ends = np.cumsum([s["rows"] for s in manifest["shards"]] or [0])
 
     @property
@@ -176,12 +191,26 @@ class Shards:
         while start < stop:
             index = int(np.searchsorted(self._ends, start, side="right"))
             if index not in self._maps:
-                self._maps[index] = np.load(self._file(index), mmap_mode="r")
+                self._maps[index] = self._mapped(index)
             begin = self._ends[index] - self.manifest["shards"][index]["rows"]
             end = min(stop, int(self._ends[index]))
             parts.append(self._maps[index][start - begin : end - begin])
             start = end
         return np.concatenate(parts)
+
+    def _mapped(self, index):
+        """Return the rows of a shard, mapped into memory and checked."""
+        file, shard = self._file(index), self.manifest["shards"][index]
+        # Dtype and shape are known, so the header of the file is not read.
+        begin = shard["bytes"] - shard["rows"] * self.dtype.itemsize
+        if begin < 0:
+            raise _unusable(file, f"{shard['rows']} rows of {self.dtype}")
+        rows = np.memmap(file, self.dtype, "r", begin, (shard["rows"],))
+        # Older recordings lack it.
+        expected = shard.get("checksum")
+        if expected is not None and zlib.crc32(rows.data) != expected:
+            raise _unusable(file, f"checksum {expected}")
+        return rows
 
     def append(self, batches: list[np.ndarray], **changes: Any) -> None:
         """Write rows as one complete shard.
@@ -194,16 +223,23 @@ class Shards:
         file = self._file(len(self.manifest["shards"]))
         _files.write(file, lambda out: np.save(out, rows))
         self.manifest["shards"].append(
-            {"rows": len(rows), "bytes": file.stat().st_size}
+            {
+                "rows": len(rows),
+                "bytes": file.stat().st_size,
+                "checksum": zlib.crc32(rows.data),
+            }
         )
         self.manifest.update(changes)
         write_manifest(self.path, self.manifest)
         self._ends = np.cumsum([s["rows"] for s in self.manifest["shards"]])
 
 
-def _field(field):
-    name, dtype, shape = field
-    return name, np.dtype(dtype), tuple(shape)
+def _unusable(file, expected):
+    return ValueError(
+        f"The shard {file} of the recording is missing, incomplete or damaged. "
+        f"Expected: {expected}. Copy the recording again, or record again into "
+        "an empty folder."
+    )
 
 
 def fields_as_json(fields):
@@ -225,24 +261,41 @@ def read_manifest(path):
         return None
     try:
         manifest = json.loads(file.read_text())
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is not the manifest of a recording. Received: {error}"
-        ) from error
+        version, checksum = manifest["format"], manifest.pop("checksum", None)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _not_a_manifest(file, error) from error
     if version != FORMAT:
         raise ValueError(
             f"{file} has format {version}, and this version of keras-distill "
             f"reads format {FORMAT}. Record the teacher again."
         )
-    # Older recordings lack these entries; their outputs are classes.
-    manifest.setdefault("predicts", "classes")
-    manifest.setdefault("storage_dtype", manifest.get("dtype"))
-    manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
+    if checksum not in (None, _checksum(manifest)):
+        raise _not_a_manifest(file, f"checksum {checksum}, so it was changed")
+    try:
+        # Older recordings lack these entries; their outputs are classes.
+        manifest.setdefault("predicts", "classes")
+        manifest.setdefault("storage_dtype", manifest.get("dtype"))
+        manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
+        check_entries(manifest, output_fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_a_manifest(file, error) from error
     return manifest
+
+
+def _not_a_manifest(file, received):
+    return ValueError(
+        f"{file} is not the manifest of a recording, or it was changed. "
+        f"Received: {received}. Copy the recording again, or record again into "
+        "an empty folder."
+    )
+
+
+def _checksum(manifest):
+    return zlib.crc32(json.dumps(manifest).encode())
 
 
 def write_manifest(path, manifest):
     """Replace the manifest in a folder, completely or not at all."""
+    manifest = {**manifest, "checksum": _checksum(manifest)}
     text = json.dumps(manifest, indent=1).encode()
     _files.write(pathlib.Path(path) / _MANIFEST, lambda out: out.write(text))

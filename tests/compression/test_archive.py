@@ -405,6 +405,66 @@ def test_an_altered_file_of_the_right_checksum_is_refused(packed, tmp_path):
             assert bits_of(again) == bits
 
 
+def forged(path, change):
+    """Change the config in a packed file, and correct its checksum."""
+    version, text, stream, checksum = _pack._parts(path)
+    text = change(json.loads(_pack._inflate(text)))
+    body = _pack._BODY.pack(checksum, len(text)) + text + bytes(stream)
+    head = _pack._HEADER.pack(_pack._MAGIC, version, zlib.crc32(body))
+    path.write_bytes(head + body)
+
+
+def in_json(config):
+    return _pack._deflate(json.dumps(config).encode())
+
+
+def with_many_units(config):
+    config["config"]["layers"][1]["config"]["units"] = 10**9
+    return in_json(config)
+
+
+CLAIMS = {
+    "too small for the model": with_many_units,
+    "must have at most": lambda config: _pack._deflate(bytes(1 << 24)),
+    "Received: \\[5\\]": lambda config: in_json([5]),
+}
+
+
+@pytest.mark.parametrize("message", CLAIMS)
+def test_a_small_file_takes_little_memory(packed, message, tmp_path):
+    file = tmp_path / "model"
+    file.write_bytes(packed)
+    forged(file, CLAIMS[message])
+    with pytest.raises(ValueError, match=message):
+        unpack(file)
+
+
+def test_a_model_that_unpack_would_refuse_is_not_packed(tmp_path, monkeypatch):
+    monkeypatch.setattr(_pack, "_SMALL_MODEL", 10)
+    model = keras.Sequential(
+        [keras.Input((500,)), layers.Dense(500, kernel_initializer="zeros")]
+    )
+    with pytest.raises(ValueError, match="The file is too small for the model"):
+        pack(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    pack(mlp(), tmp_path / "model")
+
+
+def test_assets_that_do_not_fit_are_refused(tmp_path):
+    file = tmp_path / "model"
+    pack(PREPROCESSING["words"](), file)
+
+    def change(config):
+        for own in config["assets"].values():
+            own["files"] = {"../../away.txt": "text"}
+        return in_json(config)
+
+    forged(file, change)
+    with pytest.raises(ValueError, match="do not fit the model") as error:
+        unpack(file)
+    assert "must not leave its folder" in str(error.value.__cause__)
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("no model at all")
     with pytest.raises(ValueError, match="Expected: a file that `pack` wrote"):
