@@ -199,7 +199,7 @@ RUN = textwrap.dedent(
 # `test_resume.py` continues runs on every backend.
 @pytest.mark.one_backend("torch")
 def test_a_killed_run_ends_like_one_never_stopped(tmp_path):
-    """Keras's own callback. Kill -9 in the middle of an epoch, with Dropout, BatchNorm and views."""
+    """Keras's own callback, killed in the middle of an epoch."""
 
     def start(name, backup, pause):
         code = RUN.format(
