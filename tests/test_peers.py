@@ -108,7 +108,7 @@ GUARDS = {
         "test_peers.py::test_one_loss_is_logged"
     ),
     "two replicas double the gradient": (
-        "test_devices.py::test_two_devices_give_the_update_of_one"
+        "test_devices.py::test_all_devices_give_the_update_of_one"
     ),
     "random layers give the models different images": (
         "test_invariants.py::test_teacher_and_student_receive_the_same_view"
