@@ -59,13 +59,13 @@ def run_step(model, logs, step, annotate, variables_read, arguments):
 
         if _processes.count() > 1:
             return _processes.run_step(model, logs, step, annotated, data)
-        logs = step(annotated(data))
+        results = step(annotated(data))
         if _has_workers(model):
             # Keras computes their mean over an axis, which scalars lack.
-            logs = {
-                name: keras.ops.expand_dims(v, 0) for name, v in logs.items()
+            results = {
+                name: keras.ops.expand_dims(v, 0) for name, v in results.items()
             }
-        return logs
+        return results
 
     state, (values_read, data) = arguments
     mapping = [*zip(variables_read(), values_read)]
@@ -296,11 +296,7 @@ def process(model):
 
         return jax.process_index(), jax.process_count()
     if _BACKEND == "torch":
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
+        return _processes.rank(), _processes.count()
     resolver = model.distribute_strategy.cluster_resolver
     tasks = {} if resolver is None else resolver.cluster_spec().as_dict()
     chiefs, workers = len(tasks.get("chief", [])), len(tasks.get("worker", []))

@@ -20,6 +20,8 @@ Attributes, used through the functions below:
   epoch iterator `_enumerate_iterator`, `_num_batches`, `_get_iterator`,
   `_distributed_dataset` and `data_adapter` (`resuming/`). Without them, a
   resumed run would read other data.
+- `saving_lib.H5IOStore` and `saving_lib._save_state`: what `save_weights`
+  consists of. Without them, a full disk would crash a run.
 - `Variable._validate_shape`: Keras calls it before a variable takes memory.
   Without it, a small file could describe a model that takes all memory.
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
@@ -82,6 +84,7 @@ Behaviour that is not documented:
 """
 
 import contextlib
+import io
 import math
 
 import keras
@@ -89,6 +92,7 @@ from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.saving import saving_lib
 
 __all__ = [
     "build_for",
@@ -97,10 +101,12 @@ __all__ = [
     "global_seed_state",
     "jax_state_is_in_variables",
     "limited_variables",
+    "random_states",
     "running_fit",
     "set_initial_epoch",
     "set_keras_mask",
     "variables_of_jax_state",
+    "weights_file",
     "with_keras_mask",
 ]
 
@@ -186,6 +192,30 @@ def build_for(model, epoch_iterator):
             model._symbolic_build(data_batch=dataset.element_spec)
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
+
+
+def weights_file(model):
+    """Return the bytes of the file that `model.save_weights` would write.
+
+    HDF5 crashes the process if a disk is full while it writes.
+    """
+    file = io.BytesIO()
+    store = saving_lib.H5IOStore(file, mode="w")
+    saving_lib._save_state(
+        model,
+        weights_store=store,
+        assets_store=None,
+        inner_path="",
+        visited_saveables=set(),
+    )
+    store.close()
+    return file.getvalue()
+
+
+def random_states(model):
+    """Return the states of a model's random generators, in a fixed order."""
+    weights = {id(weight) for weight in model.weights}
+    return [v for v in model.variables if id(v) not in weights]
 
 
 def global_seed_state():

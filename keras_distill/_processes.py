@@ -27,6 +27,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill._keras_internals import random_states
+
 # Where a process can be when it meets the others.
 _PLACES = ("data", "start", "train_step", "test_step", "end")
 
@@ -43,6 +45,15 @@ def count():
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
+
+
+def rank():
+    """Return the number of this process among them."""
+    if count() == 1:
+        return 0
+    from torch import distributed
+
+    return distributed.get_rank()
 
 
 def check_data(num_batches):
@@ -95,13 +106,10 @@ def start(model, teacher_weights):
 def _draw_other_numbers(model):
     """Let each process draw views and dropout masks of its own."""
     import torch
-    from torch import distributed
 
-    offset = distributed.get_rank() * _DRAWS
-    weights = {id(weight) for weight in model.weights}
-    for state in model.variables:
-        if id(state) not in weights:
-            state.value[0] += offset
+    offset = rank() * _DRAWS
+    for state in random_states(model):
+        state.value[0] += offset
     # Dropout without a seed draws from the generator of PyTorch.
     if offset:
         torch.manual_seed(
@@ -166,8 +174,6 @@ def _summed_gradients(optimizer, share):
 
 def _sum_changes(states, before, share):
     """Add the changes of all processes to states that were equal before."""
-    from torch import distributed
-
     counts = []
     for state in states:
         if state.aggregation == "sum":  # metrics
@@ -175,7 +181,7 @@ def _sum_changes(states, before, share):
         elif keras.backend.is_float_dtype(state.dtype):  # statistics
             counts.append(share)
         else:  # counters, which count steps
-            counts.append(float(distributed.get_rank() == 0))
+            counts.append(float(rank() == 0))
     changes = [state.value - old for state, old in zip(states, before)]
     for state, old, change in zip(states, before, _sum(changes, counts)):
         state.assign(old + change)
@@ -216,7 +222,7 @@ def _meet(place, *position, number=0):
 
     position = [int(p) for p in position] + [0] * (2 - len(position))
     table = np.zeros((distributed.get_world_size(), 4), "int64")
-    table[distributed.get_rank()] = _PLACES.index(place), *position, number
+    table[rank()] = _PLACES.index(place), *position, number
     table = keras.ops.convert_to_tensor(table)
     distributed.all_reduce(table)
     rows = keras.ops.convert_to_numpy(table).tolist()

@@ -9,6 +9,7 @@ assigns it again after loading.
 import keras
 
 from keras_distill import _backend
+from keras_distill._keras_internals import random_states
 from keras_distill.teachers._live_teacher import AbsentTeacher
 
 # The arguments of `Distiller` that are in its config.
@@ -77,7 +78,7 @@ class CompileArguments:
 
 def save_random_states(distiller, store):
     """Write the state of every random generator to a Keras store."""
-    for index, state in enumerate(_seed_states(distiller)):
+    for index, state in enumerate(random_states(distiller)):
         store[f"{_SEED_STATE}{index}"] = state
     state = _backend.global_random_state()
     if state is not None:
@@ -90,7 +91,7 @@ def load_random_states(distiller, store):
     Raises:
         ValueError: if the file has the states of other generators.
     """
-    states = _seed_states(distiller)
+    states = random_states(distiller)
     saved = [name for name in store.keys() if name.startswith(_SEED_STATE)]
     if len(saved) != len(states):
         raise ValueError(
@@ -104,12 +105,6 @@ def load_random_states(distiller, store):
         state.assign(store[f"{_SEED_STATE}{index}"])
     if _GLOBAL_STATE in store.keys():
         _backend.set_global_random_state(store[_GLOBAL_STATE][...])
-
-
-def _seed_states(distiller):
-    """Return the state of every random generator, in a fixed order."""
-    weights = {id(weight) for weight in distiller.weights}
-    return [v for v in distiller.variables if id(v) not in weights]
 
 
 def variables_beside_the_student(distiller):

@@ -141,8 +141,6 @@ class DataPosition:
                     "where the run was saved. Use the same data, or another "
                     "directory."
                 )
-            if self._kind == "GeneratorDataAdapter":
-                iterator = iter(())
 
     def _begin_finished_epochs(self, restored):
         """Bring the data to where the epochs before this one left it."""
@@ -151,31 +149,22 @@ class DataPosition:
             # One iterator for the whole run: all of it is read again.
             self._set_random_states(restored["run_start"])
             for _ in range(self.epoch):
-                steps = iterator.num_batches
-                self._skip(self._enumerate(), steps)
+                self._skip(self._enumerate(), iterator.num_batches)
                 self.batches = 0
         elif self._kind == "PyDatasetAdapter":
             for _ in range(self.epoch):
                 adapter.py_dataset.on_epoch_begin()
                 adapter.py_dataset.on_epoch_end()
         elif self._kind == "TFDatasetAdapter":
-            on_tensorflow = keras.backend.backend() == "tensorflow"
-            dataset = (
-                iterator._get_iterator() if on_tensorflow else adapter._dataset
-            )
-            # Its shuffles go on each time when a reading begins.
-            for _ in range(self._readings()):
+            # Its shuffles go on each time when a reading begins. On TensorFlow,
+            # Keras also begins at the end of each epoch of known size.
+            dataset, readings = adapter._dataset, self.epoch
+            if keras.backend.backend() == "tensorflow":
+                dataset = iterator._get_iterator()
+                readings *= 1 + self._sizes_known
+            for _ in range(readings):
                 iter(dataset)
         iterator._num_batches = restored["num_batches"]
-
-    def _readings(self):
-        """How often the finished epochs began to read a `tf.data.Dataset`.
-
-        On TensorFlow, Keras also begins at the end of each epoch whose number
-        of batches was known.
-        """
-        on_tensorflow = keras.backend.backend() == "tensorflow"
-        return self.epoch * (1 + (on_tensorflow and self._sizes_known))
 
     def _random_states(self):
         return {

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import _arguments
 from keras_distill import _backend
 from keras_distill._keras_internals import build_for
 from keras_distill._keras_internals import running_fit
@@ -91,16 +92,15 @@ class Resume(keras.callbacks.Callback):
         keep: int = 2,
     ) -> None:
         super().__init__()
-        if save_freq != "epoch" and not _is_count(save_freq):
+        is_count = type(save_freq) is int and save_freq >= 1
+        if save_freq != "epoch" and not is_count:
             raise ValueError(
                 '`save_freq` must be "epoch" or a number of batches >= 1. '
                 f"Received: save_freq={save_freq!r}"
             )
-        if not _is_count(keep):
-            raise ValueError(f"`keep` must be an int >= 1. Received: {keep!r}")
         self.directory = pathlib.Path(directory)
         self.save_freq = save_freq
-        self.keep = keep
+        self.keep = _arguments.positive_int("keep", keep)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         epoch_iterator, callbacks = running_fit(sys._getframe())
@@ -263,10 +263,6 @@ class _Before(keras.callbacks.Callback):
         model = self.resume.model
         if self.resume.was_finished:
             model.optimizer.finalize_variable_values(model.trainable_weights)
-
-
-def _is_count(value):
-    return type(value) is int and value >= 1
 
 
 def _read(folder):

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 
 from keras_distill._keras_internals import global_seed_state
+from keras_distill._keras_internals import random_states
+from keras_distill._keras_internals import weights_file
 from keras_distill.distiller import Distiller
 from keras_distill.distiller import _saving
 from keras_distill.resuming._plain_values import NotPlainError
@@ -22,7 +24,7 @@ def write_model(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
         model: the model in `fit()`.
         folder: path of the folder.
     """
-    model.save_weights(folder / _WEIGHTS)
+    (folder / _WEIGHTS).write_bytes(weights_file(model))
     return {
         "random": _values(_random_variables(model)),
         "metrics": {
@@ -85,9 +87,8 @@ def _add(named, name, value):
 
 
 def _random_variables(model):
-    """The variables that are not weights: states of random generators."""
-    weights = {id(weight) for weight in model.weights}
-    variables = [v for v in model.variables if id(v) not in weights]
+    """The random generators, and what else no file of Keras holds."""
+    variables = random_states(model)
     if isinstance(model, Distiller):
         variables += _saving.variables_beside_the_student(model)
     state = global_seed_state()

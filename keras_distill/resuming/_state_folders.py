@@ -92,8 +92,7 @@ class StateFolders:
             _write_sums(folder)
             for path in [*folder.iterdir(), folder]:
                 _synchronise(path)
-        # h5py raises a RuntimeError where a write fails.
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = [path.name for path in _states(self.directory)]
             raise OSError(
