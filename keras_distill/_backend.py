@@ -216,18 +216,6 @@ def num_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def num_parts():
-    """Return into how many parts a batch is divided before a step sees it.
-
-    On the devices of one process, JAX divides no batch: a step sees all of it.
-    """
-    if _BACKEND == "jax":
-        import jax
-
-        return jax.process_count()
-    return max(num_replicas(), _processes.count())
-
-
 def _has_workers(model):
     """Return whether a TensorFlow strategy runs the model in processes."""
     if _BACKEND != "tensorflow":
@@ -304,6 +292,23 @@ def process(model):
         return 0, 1
     before = chiefs if resolver.task_type == "worker" else 0
     return before + resolver.task_id, chiefs + workers
+
+
+def division_of_batches(model):
+    """Return how a batch reaches the steps that train a model.
+
+    Returns:
+        `(parts, (number, count))`: the number of parts of a batch that steps
+        see separately, and which share of a batch this process reads.
+
+        - TensorFlow divides each batch, which every process reads as a whole.
+        - JAX joins the shares of its processes. A step sees the whole batch.
+        - On PyTorch, each process reads its share, and a step sees no more.
+    """
+    if _BACKEND == "tensorflow":
+        return model.distribute_strategy.num_replicas_in_sync, (0, 1)
+    share = process(model)
+    return (1 if _BACKEND == "jax" else share[1]), share
 
 
 def global_random_state():

@@ -1,8 +1,11 @@
 """The program that `test_devices.py` starts: 24 steps on the devices it names.
 
     python train_on_devices.py OUT ENGINE-DEVICES [--kill] [--resume]
+        [--replay FOLDER]
 
-Each process writes the student's weights and logs to `OUT/<rank>.npz`.
+Each process writes the student's weights and logs to `OUT/<rank>.npz`. With
+`--replay`, it also trains from the recording in FOLDER that fits. One process
+on one device writes these recordings.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ import sys
 import torch  # before TensorFlow  # isort: skip
 import keras
 import numpy as np
+import pytest
 from common import BACKEND
 from common import images
 from common import to_numpy
@@ -26,8 +30,10 @@ from keras_distill import Distiller
 from keras_distill import Hint
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
+from keras_distill import RecordedTeacher
 from keras_distill import Resume
 from keras_distill import TeacherAgreement
+from keras_distill import record_teacher
 
 BATCH, BATCHES, EPOCHS = 16, 6, 4
 
@@ -47,7 +53,7 @@ def network(width, name):
 
 def start(engine):
     """Start an engine; return `(rank, processes, scope)` of this process."""
-    scope = contextlib.nullcontext()
+    scope = contextlib.nullcontext
     if engine == "torchrun-1":
         torch.distributed.init_process_group("gloo")
         return (
@@ -61,7 +67,7 @@ def start(engine):
         if engine == "workers-1":
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
             task = json.loads(os.environ["TF_CONFIG"])["task"]
-            return task["index"], 1, strategy.scope()
+            return task["index"], 1, strategy.scope
         if engine.startswith("mirrored"):
             count = int(engine[-1])
             tf.config.set_logical_device_configuration(
@@ -69,7 +75,7 @@ def start(engine):
                 [tf.config.LogicalDeviceConfiguration()] * count,
             )
             names = [f"CPU:{i}" for i in range(count)]
-            scope = tf.distribute.MirroredStrategy(names).scope()
+            scope = tf.distribute.MirroredStrategy(names).scope
     rank, processes = 0, 1
     if BACKEND == "jax" and engine != "one-1":
         import jax
@@ -119,6 +125,94 @@ def share(array, rank, processes):
     return parts[:, rank % processes].reshape(-1, *array.shape[1:])
 
 
+def views_of_replay():
+    return ConsistentAugment(
+        [InceptionCrop(8, 8), layers.RandomCrop(8, 8), MixUp()], seed=5
+    )
+
+
+def simple(width):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(width, "relu"),
+            layers.Dense(5),
+        ]
+    )
+
+
+def record_and_train(folder, x):
+    """Record for several replicas, and train on the views that were recorded.
+
+    Returns:
+        dict of arrays by name, what `replayed` must return.
+    """
+    results = {}
+    keras.utils.set_random_seed(4)
+    teacher = simple(8)
+    for replicas in (1, 2, 4):
+        augment = views_of_replay()
+        recording = record_teacher(
+            teacher,
+            x,
+            folder / f"for-{replicas}",
+            augment=augment,
+            epochs=2,
+            batch_size=BATCH,
+            replicas=replicas,
+            storage_dtype="float32",
+            verbose=0,
+        )
+        seen = []
+        for epoch in range(2):
+            for batch in range(recording.num_batches):
+                rows = recording.rows(epoch, batch)
+                for part in np.split(rows, replicas):
+                    drawn = recording.drawn_in(part)
+                    seen.append(augment.draw(x[part["sample"]], drawn)[0])
+        seen = np.concatenate([*map(to_numpy, seen)])
+        keras.utils.set_random_seed(5)
+        distiller = Distiller(student=simple(4), teacher=teacher)
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        losses = [
+            distiller.fit(
+                part, batch_size=BATCH, shuffle=False, verbose=0
+            ).history["loss"][0]
+            for part in np.split(seen, 2)
+        ]
+        results |= named(replicas, distiller.student, losses)
+    return results
+
+
+def replayed(folder, x, scope, replicas):
+    """Train from the recording for a number of replicas."""
+    with scope():
+        keras.utils.set_random_seed(5)
+        student = simple(4)
+        distiller = Distiller(
+            student=student,
+            teacher=RecordedTeacher(folder / f"for-{replicas}"),
+            augment=views_of_replay(),
+        )
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    logs = distiller.fit(x, epochs=2, verbose=0).history
+    return named(replicas, student, logs["loss"])
+
+
+def replicas_of(engine):
+    """Return into how many parts an engine divides a batch."""
+    name, devices = engine.split("-")
+    if BACKEND == "jax":
+        return 1
+    return int(devices) if name == "mirrored" else 2
+
+
+def named(replicas, student, losses):
+    arrays = [np.array(losses), *map(to_numpy, student.weights)]
+    return {f"replay_{replicas}_{i}": array for i, array in enumerate(arrays)}
+
+
 class Kill(keras.callbacks.Callback):
     """Kills its process after some batches."""
 
@@ -136,7 +230,7 @@ def main(out, engine, *options):
     if BACKEND != "jax":
         # Each replica draws views of its own: the only possible crop is equal.
         views = [InceptionCrop(8, 8, (1.0, 1.0), (1.0, 1.0))]
-    with scope:
+    with scope():
         keras.utils.set_random_seed(2)
         teacher = network(8, "teacher")
         if engine == "torchrun-1":
@@ -182,6 +276,14 @@ def main(out, engine, *options):
         callbacks=callbacks,
         verbose=0,
     ).history
+    if engine == "one-1":
+        history |= record_and_train(pathlib.Path(out), x)
+    elif "--replay" in options:
+        replicas = replicas_of(engine)
+        if replicas > 1:
+            with pytest.raises(ValueError, match=f"divided into {replicas} p"):
+                replayed(pathlib.Path(options[-1]), x, scope, 1)
+        history |= replayed(pathlib.Path(options[-1]), x, scope, replicas)
     np.savez(
         pathlib.Path(out) / f"{rank}.npz",
         *[to_numpy(weight.value) for weight in student.weights],

@@ -1,11 +1,10 @@
-"""The program that `test_processes.py` starts twice: what processes share.
+"""The program that `test_devices.py` starts twice: what processes share.
 
 Each check runs in both processes at the same time. Those that compare with one
 process do its part first, before the processes are connected.
 """
 
 import os
-import tempfile
 
 import torch  # before TensorFlow  # isort: skip
 import keras
@@ -22,7 +21,6 @@ from torch import distributed
 from keras_distill import ConsistentAugment
 from keras_distill import Distiller
 from keras_distill import MixUp
-from keras_distill import record_teacher
 from keras_distill.compression import MagnitudePruning
 
 
@@ -173,16 +171,6 @@ def check_callbacks(rank):
     assert same([distiller.evaluate(x, verbose=0)])
 
 
-def check_recordings(rank):
-    """Each process would replay the whole batch, and gain nothing."""
-    student, teacher = models()
-    with tempfile.TemporaryDirectory() as folder:
-        recording = record_teacher(teacher, X, folder, epochs=1, verbose=0)
-        distiller = distiller_of(student, recording)
-        with pytest.raises(ValueError, match="divided into 2 parts"):
-            distiller.fit(X, verbose=0)
-
-
 def main():
     # Without it, each process is on its own.
     world_size = os.environ.pop("WORLD_SIZE")
@@ -199,7 +187,6 @@ def main():
         check_values,
         check_random_numbers,
         check_callbacks,
-        check_recordings,
     ):
         check(rank)
     distributed.destroy_process_group()

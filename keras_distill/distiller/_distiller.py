@@ -321,7 +321,7 @@ class Distiller(keras.Model):
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
         _backend.check_processes(self)
-        arguments = fit_arguments(x, y, args, kwargs, self._recording)
+        arguments = fit_arguments(self, self._recording, x, y, args, kwargs)
         if self.compiled:
             self._logs.steps_taken = 0
             set_modes(arguments.get("callbacks"), self._logs.direction_of)

@@ -6,18 +6,20 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_distill import _backend
 from keras_distill.distiller import _model_checks
 from keras_distill.recording import _replay
 
 _FIT = inspect.signature(keras.Model.fit)
 
 
-def fit_arguments(x, y, args, kwargs, recording):
+def fit_arguments(distiller, recording, x, y, args, kwargs):
     """Return the arguments of a call of `fit()` by name.
 
     Args:
+        distiller: the `Distiller`.
+        recording: its `RecordedTeacher`, whose rows join the data, or `None`.
         x, y, args, kwargs: as `fit()` got them.
-        recording: the `RecordedTeacher`, whose rows join the data, or `None`.
 
     Raises:
         ValueError: if there is no data.
@@ -29,9 +31,10 @@ def fit_arguments(x, y, args, kwargs, recording):
     arguments["validation_data"] = _with_labels_or_empty(
         arguments.get("validation_data")
     )
-    if recording is not None:
-        arguments = _replay.replayed(recording, arguments)
-    return arguments
+    if recording is None:
+        return arguments
+    division = _backend.division_of_batches(distiller)
+    return _replay.replayed(recording, arguments, distiller.augment, *division)
 
 
 def labels_or_empty(x, y, arguments):

@@ -8,6 +8,8 @@ To write a recording:
 - `_writer.py`: loops over epochs and batches, continues a stopped recording.
 - `_manifest.py`: what the manifest says of teacher, data, view and rows.
 - `_storage.py`: what is written: the files, and the fields of a row.
+- `_folders.py`: where it is written: a folder, or a storage of fsspec.
+- `_parts.py`: several processes write parts, which are read as one recording.
 - `_manifest_check.py`: whether a manifest that was read is one.
 
 To train from a recording:

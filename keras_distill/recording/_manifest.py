@@ -6,6 +6,8 @@ It is a JSON file. Fixed when a recording starts:
 - `predicts`, `from_logits`, `storage_dtype`, `top_k`: as for `record_teacher`.
 - `fingerprint`: checksums of the teacher's weights and of the data, the config
   of the view, and the version of Keras.
+- `replicas`: into how many parts a batch is divided before views are drawn.
+- `part`: number of this part of the recording and number of parts, or `None`.
 - `batch_size`: number of samples of all batches of an epoch except the last.
 - `output_shapes`, `structure`: shapes and nesting of the teacher's outputs.
 - `endings`: last activation of each model, per output, where it is known.
@@ -17,6 +19,7 @@ Updated while it is written:
 - `epochs`, `rows_per_epoch`: size of the recording.
 - `seed_states`: states of the random generators after the last shard.
 - `shards`: number of rows and bytes, and checksum of each complete shard.
+- `finished`: whether all rows are there.
 - `checksum`: checksum of all other entries.
 """
 
@@ -28,6 +31,7 @@ from keras import tree
 
 from keras_distill._graphs import _outputs
 from keras_distill.losses._value_checks import contradicts
+from keras_distill.recording import _sources
 from keras_distill.recording import _storage
 from keras_distill.teachers import _torch_modules
 from keras_distill.views import ConsistentAugment
@@ -102,19 +106,19 @@ def _without(config, keys):
     return config
 
 
-def check_same_header(path, manifest, header):
+def check_same_header(folder, manifest, header):
     """Raise if a folder holds another recording than a header describes."""
     recorded = {**manifest, **manifest["fingerprint"]}
     for key, value in {**header, **header["fingerprint"]}.items():
         if key != "fingerprint" and recorded[key] != value:
             raise ValueError(
-                f"The folder {str(path)!r} holds another recording. Its "
+                f"The folder {str(folder)!r} holds another recording. Its "
                 f"{key} is {recorded[key]}. Received: {value}. Record into "
                 "an empty folder, or with the same arguments as before."
             )
 
 
-def describe_rows(step, x, header):
+def describe_rows(step, x, header, batches):
     """Return the entries that describe the rows.
 
     Args:
@@ -122,15 +126,29 @@ def describe_rows(step, x, header):
             reset afterwards.
         x: the first batch of inputs.
         header: what `header_of` returned.
+        batches: the range of the batches of this part, `None` for all.
+
+    Raises:
+        ValueError: if the batch cannot be divided into `replicas`.
     """
+    size, replicas = len(tree.flatten(x)[0]), header["replicas"]
+    if size % replicas:
+        raise ValueError(
+            "The number of samples of a batch must be divisible by `replicas`. "
+            f"Received: {size} samples, replicas={replicas}."
+        )
+    x = _sources.take(x, slice(size // replicas))
     states = step.seed_states
     outputs, drawn = step.run(x)
+    if batches is not None:
+        views = batches.start * replicas
+        states = _after(states, step.seed_states, views)
     step.seed_states = states
     flat = tree.flatten(outputs)
     if len(flat) == 1:  # several outputs may be of different kinds
         _check_values(flat[0], header)
     manifest = {
-        "batch_size": len(tree.flatten(x)[0]),
+        "batch_size": size,
         "output_shapes": [list(output.shape[1:]) for output in flat],
         "structure": _names_in_structure(outputs),
         "endings": _endings(step.live_teacher.members, len(flat)),
@@ -138,6 +156,7 @@ def describe_rows(step, x, header):
         "rows_per_epoch": None,
         "seed_states": [state.tolist() for state in states],
         "shards": [],
+        "finished": False,
     }
     fields = [
         ("sample", "<u4", ()),
@@ -147,6 +166,17 @@ def describe_rows(step, x, header):
         _check_top_k(output)
         fields += output.fields
     return {**manifest, "fields": _storage.fields_as_json(fields)}
+
+
+def _after(states, after_one, views):
+    """Return the states of random generators after a number of views.
+
+    A generator counts what it draws, and each view draws the same number.
+    """
+    return [
+        ((one.astype("int64") - state) * views + state) % 2**32
+        for state, one in zip(states, after_one)
+    ]
 
 
 def _drawn_fields(drawn, drawn_per_row):

@@ -90,6 +90,12 @@ _ENTRIES = {
         and isinstance(value["teacher"]["members"], list)
         and _is_dict("kind")(value["data"])
     ),
+    "replicas": _is_count,
+    "part": lambda value: (
+        value is None
+        or (_is_list(lambda n: _is_count(n, 0))(value) and len(value) == 2)
+    ),
+    "finished": lambda value: isinstance(value, bool),
     "batch_size": _is_count,
     "output_shapes": _is_list(_is_list(_is_count)),
     "structure": lambda value: all(

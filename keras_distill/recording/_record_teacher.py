@@ -1,14 +1,15 @@
 """record_teacher: writes a teacher's outputs, with the views they belong to."""
 
 import os
-import pathlib
 from typing import Any
 
 import keras
 
 from keras_distill import _arguments
+from keras_distill.recording import _parts
 from keras_distill.recording import _sources
 from keras_distill.recording import _storage
+from keras_distill.recording._folders import folder_of
 from keras_distill.recording._manifest import check_same_header
 from keras_distill.recording._manifest import describe_rows
 from keras_distill.recording._manifest import header_of
@@ -34,8 +35,10 @@ def record_teacher(
     top_k: int | None = None,
     teacher_preprocessing: Any = None,
     teacher_dtype: str | None = None,
+    replicas: int = 1,
+    part: tuple[int, int] | None = None,
     verbose: int = 1,
-) -> RecordedTeacher:
+) -> RecordedTeacher | None:
     """Record a teacher's outputs, together with the views they belong to.
 
     Each epoch draws new views of all samples, runs the teacher on them, and
@@ -62,7 +65,8 @@ def record_teacher(
             `x`, `(x, y)` or `(x, y, sample_weight)` that can be read again from
             the start, in the same order. All batches except the last must have
             one size.
-        path: folder to write to.
+        path: folder to write to, or a URL of any storage that fsspec knows,
+            for example `"s3://bucket/folder"`.
         augment: `ConsistentAugment`, or a layer that it accepts, or `None`.
         epochs: int, at least 1. Number of epochs to record. More than one is
             useful only with `augment` or a shuffled order.
@@ -83,13 +87,26 @@ def record_teacher(
         teacher_preprocessing: as for `Distiller`. A function gets what the
             teacher gets: torch tensors for a torch module.
         teacher_dtype: as for `Distiller`.
+        replicas: int, at least 1. Number of TensorFlow replicas or PyTorch
+            processes that will divide each batch in training. Views are drawn
+            for each part of a batch, so that `MixUp` has its partners there.
+            All batches must be complete and divisible. Use 1 for one device,
+            and for any number of devices on JAX.
+        part: `(number, count)`, to record one of `count` parts, or `None` to
+            record everything. Several processes or machines record one part
+            each, at the same time or one after the other, with the same other
+            arguments and one `path`. A part reads the data up to its end and
+            runs the teacher on its own batches. The views are those of a
+            recording without parts.
         verbose: 0 for silence, 1 for a progress bar.
 
     Returns:
         The `RecordedTeacher` of the recording. To run the teacher in validation
-        as well, create `RecordedTeacher(path, live=teacher)`.
+        as well, create `RecordedTeacher(path, live=teacher)`. `None` with
+        `part`: call `RecordedTeacher(path)` when all parts are finished.
 
     Raises:
+        ImportError: if `path` is a URL and fsspec is not installed.
         TypeError: if the teacher is not callable, or returns anything but
             tensors and arrays.
         ValueError: if the folder holds another recording, if the data has no
@@ -112,6 +129,9 @@ def record_teacher(
     """
     epochs = _arguments.positive_int("epochs", epochs)
     batch_size = _arguments.positive_int("batch_size", batch_size)
+    replicas = _arguments.positive_int("replicas", replicas)
+    part = _parts.check_part(part)
+    folder = _parts.folder_of_part(folder_of(path), part)
     storage_dtype = _checked_storage_dtype(storage_dtype, predicts)
     _check_predicts(predicts)
     top_k = _checked_top_k(top_k, predicts)
@@ -132,17 +152,25 @@ def record_teacher(
             "storage_dtype": storage_dtype,
             "top_k": top_k,
             "teacher_dtype": teacher_dtype,
+            "replicas": replicas,
+            "part": part and list(part),
         },
     )
-    path = pathlib.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    manifest = _continued_manifest(path, header)
+    batches = None
+    if part is not None:
+        header["epochs"] = epochs  # another number would move the other parts
+        batches = _parts.batches_of_part(part, epochs * source.num_batches)
+    folder.create()
+    manifest = _storage.read_manifest(folder)
     if manifest is None:
         x = source.first_inputs()
-        manifest = {**header, **describe_rows(step, x, header)}
+        manifest = {**header, **describe_rows(step, x, header, batches)}
+    else:
+        check_same_header(folder, manifest, header)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
-    RecordingWriter(path, manifest, source, step).write(verbose)
-    return RecordedTeacher(path)
+    manifest["finished"] = False
+    RecordingWriter(folder, manifest, source, step, batches).write(verbose)
+    return RecordedTeacher(path) if part is None else None
 
 
 def _checked_storage_dtype(storage_dtype, predicts):
@@ -174,11 +202,3 @@ def _checked_top_k(top_k, predicts):
             f"predicts={predicts!r}. Remove `top_k`."
         )
     return _arguments.positive_int("top_k", top_k)
-
-
-def _continued_manifest(path, header):
-    """Return the manifest of the recording to continue, `None` if new."""
-    manifest = _storage.read_manifest(path)
-    if manifest is not None:
-        check_same_header(path, manifest, header)
-    return manifest

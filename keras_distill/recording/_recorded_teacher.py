@@ -10,8 +10,11 @@ from keras import tree
 from keras_distill._graphs import _outputs
 from keras_distill._typing import Tensors
 from keras_distill.losses._distillation_loss import DistillationLoss
+from keras_distill.recording import _recorded_batch
 from keras_distill.recording import _storage
+from keras_distill.recording._folders import folder_of
 from keras_distill.recording._manifest import augment_fingerprint
+from keras_distill.recording._parts import read_recording
 from keras_distill.teachers._live_teacher import AbsentTeacher
 
 
@@ -34,7 +37,7 @@ class RecordedTeacher:
     to run it there, or evaluate the student alone.
 
     Args:
-        path: folder that `record_teacher` wrote.
+        path: folder that `record_teacher` wrote, or its URL.
         live: the teacher itself, for `evaluate()` and `validation_data`, or
             `None`.
 
@@ -64,24 +67,9 @@ class RecordedTeacher:
     """
 
     def __init__(self, path: str | os.PathLike[str], live: Any = None) -> None:
-        manifest = _storage.read_manifest(path)
-        if manifest is None:
-            raise ValueError(
-                "`path` must be the folder of a recording. Received: "
-                f"{str(path)!r}. There is no recording there. Make one with "
-                "`record_teacher(teacher, dataset, path)`."
-            )
         self.path, self.live = path, live
-        self.manifest = manifest
-        self.shards = _storage.Shards(path, manifest)
-        rows = manifest["rows_per_epoch"]
-        if rows is None or self.shards.num_rows < rows * manifest["epochs"]:
-            raise ValueError(
-                f"The recording at {str(path)!r} is not finished: "
-                f"{self.shards.num_rows} views are there. Call "
-                "`record_teacher` again with the same arguments to continue."
-            )
-        self._output_fields = _storage.output_fields(manifest)
+        self.manifest, self.shards = read_recording(folder_of(path))
+        self._output_fields = _storage.output_fields(self.manifest)
 
     @property
     def live_or_absent(self) -> Any:
@@ -130,10 +118,20 @@ class RecordedTeacher:
 
     def drawn_in(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return what was drawn for the views in rows, as arrays by name."""
-        return {
-            name: rows[f"drawn_{name}"] if per_row else rows[f"drawn_{name}"][0]
-            for name, per_row in self.manifest["drawn_per_row"].items()
-        }
+        return _recorded_batch.as_drawn(*self.drawn_rows(rows))
+
+    def drawn_rows(
+        self, rows: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return what was drawn for each row, and for all rows of a batch.
+
+        The second are stored in each row of the batch.
+        """
+        per_row: dict[str, np.ndarray] = {}
+        shared: dict[str, np.ndarray] = {}
+        for name, differs in self.manifest["drawn_per_row"].items():
+            (per_row if differs else shared)[name] = rows[f"drawn_{name}"]
+        return per_row, shared
 
     def in_structure(self, outputs: dict[str, Any]) -> Tensors:
         """Return outputs by name in the structure that the teacher returned."""

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_distill import _backend
 from keras_distill.recording import _recorded_batch
 from keras_distill.recording import _sources
+from keras_distill.recording._recorded_batch import share_of
 from keras_distill.recording._recorded_teacher import RecordedTeacher
 
 
@@ -22,6 +22,8 @@ class Replay(keras.utils.PyDataset):
     Args:
         recording: a `RecordedTeacher`.
         x, y, sample_weight: as for `fit()`.
+        share: `(number, count)` of this process; each process gets as many
+            consecutive samples of each batch.
 
     Raises:
         ValueError: if this is not the data of the recording.
@@ -33,9 +35,10 @@ class Replay(keras.utils.PyDataset):
         x: Any,
         y: Any,
         sample_weight: Any,
+        share: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.recording = recording
+        self.recording, self.share = recording, share
         self.epoch = 0  # set by a callback, because training can be resumed
         recorded = recording.manifest["fingerprint"]["data"]
         source = _sources.source_of(
@@ -63,9 +66,15 @@ class Replay(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self.recording.rows(self.epoch, index)
-        x, y, weight = self._batches.get(self.epoch, index, rows["sample"])
+        share = share_of(len(rows), *self.share)
+        x, y, weight = self._batches.get(
+            self.epoch, index, rows["sample"], share
+        )
+        rows = rows[share]
         x = _recorded_batch.join(
-            x, self.recording.drawn_in(rows), self.recording.outputs_in(rows)
+            x,
+            *self.recording.drawn_rows(rows),
+            self.recording.outputs_in(rows),
         )
         return x if y is None else (x, y) if weight is None else (x, y, weight)
 
@@ -88,14 +97,14 @@ class _Arrays:
                 f"rows. Received: {sizes[0]}, {sizes[1]} and {sizes[2]} rows."
             )
 
-    def get(self, epoch, index, samples):
+    def get(self, epoch, index, samples, share):
         size = len(tree.flatten(self.arrays[0])[0])
         if samples.max() >= size:
             raise ValueError(
                 f"{_sources.OTHER_SAMPLES} Received: {size} samples. Batch "
                 f"{index} of epoch {epoch} has sample {samples.max()}."
             )
-        return _sources.take(self.arrays, samples)
+        return _sources.take(self.arrays, samples[share])
 
 
 class _Stream:
@@ -111,7 +120,10 @@ class _Stream:
         self.dataset = dataset
         self.epoch, self.next, self.kept = -1, 0, {}
 
-    def get(self, epoch, index, samples):
+    def get(self, epoch, index, samples, share):
+        return _sources.take(self._whole(epoch, index, samples), share)
+
+    def _whole(self, epoch, index, samples):
         if epoch == self.epoch and index in self.kept and index < self.next:
             return self.kept[index]
         while self.epoch < epoch:
@@ -154,16 +166,22 @@ class _SetEpoch(keras.callbacks.Callback):
 _FIXED = ("validation_split", "steps_per_epoch")
 
 
-def replayed(recording, arguments):
+def replayed(recording, arguments, augment, parts, share):
     """Return `fit()`'s arguments with the data replaced by its replay.
 
     Args:
         recording: a `RecordedTeacher`.
         arguments: dict of `fit()`'s arguments by name.
+        augment: the `ConsistentAugment` of the Distiller, or `None`.
+        parts: int, the number of parts of a batch that steps see separately.
+        share: `(number, count)` of the processes that read the data.
 
     Raises:
-        ValueError: if an argument chooses other batches than were recorded.
+        ValueError: if an argument chooses other batches than were recorded, or
+            if the recording does not fit the parts of a batch.
     """
+    _check_parts(recording.manifest, augment, parts)
+    _check_shares(recording.manifest, share[1])
     for name in _FIXED:
         if arguments.get(name):
             raise ValueError(
@@ -182,6 +200,7 @@ def replayed(recording, arguments):
         arguments.pop("x", None),
         arguments.pop("y", None),
         arguments.pop("sample_weight", None),
+        share,
     )
     callbacks = arguments.pop("callbacks", None) or []
     if isinstance(callbacks, keras.callbacks.Callback):
@@ -194,6 +213,35 @@ def replayed(recording, arguments):
     }
 
 
+def _check_parts(manifest, augment, parts):
+    """Raise if the view of a part of a batch depends on the other parts."""
+    recorded = manifest["replicas"]
+    depends = augment is not None and (
+        augment.mixes_labels or not all(manifest["drawn_per_row"].values())
+    )
+    if parts == recorded or (recorded == 1 and not depends):
+        return
+    raise ValueError(
+        f"The recording was made for {recorded} replicas: its views combine "
+        f"samples within each 1/{recorded} of a batch. Received: batches "
+        f"divided into {parts} parts. Record the teacher with "
+        f"`replicas={parts}`, or train on {recorded} devices. (On JAX, all "
+        "devices together count as one replica.)"
+    )
+
+
+def _check_shares(manifest, count):
+    rows, size = manifest["rows_per_epoch"], manifest["batch_size"]
+    for batch in {min(size, rows), rows % size or size}:
+        if batch % count:
+            raise ValueError(
+                "Each batch of a recording must have the same number of "
+                f"samples for each process. Received: a batch of {batch} "
+                f"samples and {count} processes. Record batches of another "
+                "size, or without the incomplete last batch."
+            )
+
+
 def teacher_outputs(recording, recorded):
     """Return recorded outputs in the structure that the teacher returned.
 
@@ -202,16 +250,8 @@ def teacher_outputs(recording, recorded):
         recorded: the `RecordedBatch` of a replayed batch, or `None`.
 
     Raises:
-        ValueError: if there are several replicas or processes, or if `fit()`
-            did not replay the batch.
+        ValueError: if `fit()` did not replay the batch.
     """
-    if _backend.num_parts() > 1:
-        raise ValueError(
-            "A recording must be replayed by one replica in one process, "
-            "because it holds the views of whole batches. Received: batches "
-            f"that are divided into {_backend.num_parts()} parts. Use one "
-            "device, or train with the teacher model itself."
-        )
     if recorded is None:
         raise ValueError(
             "A recording is replayed by `fit()`, which joins each batch with "

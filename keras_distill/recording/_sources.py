@@ -106,6 +106,11 @@ class ArraySource:
         """Return the inputs of the first batch."""
         return next(self.epoch(0))[0]
 
+    @property
+    def num_batches(self) -> int:
+        """The number of batches of an epoch."""
+        return -(-self.num_rows // self.batch_size)
+
 
 class StreamSource:
     """Batches of a dataset that decides their order itself."""
@@ -147,6 +152,25 @@ class StreamSource:
             )
         self._begun = itertools.chain([first], batches)
         return keras.utils.unpack_x_y_sample_weight(first)[0]
+
+    @property
+    def num_batches(self) -> int:
+        """The number of batches of an epoch.
+
+        Raises:
+            ValueError: if the dataset does not know it.
+        """
+        if isinstance(self.dataset, keras.utils.PyDataset):
+            return self.dataset.num_batches
+        try:
+            return len(self.dataset)
+        except TypeError as error:
+            raise ValueError(
+                "`part` requires a dataset that knows its number of batches. "
+                f"Received: {self.dataset!r}, whose number is unknown. For a "
+                "`tf.data.Dataset`, call "
+                "`.apply(tf.data.experimental.assert_cardinality(n))`."
+            ) from error
 
 
 def take(arrays, rows):

@@ -25,20 +25,21 @@ are mapped into memory only if they have the size that they claim.
 """
 
 import json
-import os
-import pathlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_distill import _files
+from keras_distill.recording._folders import LocalFolder
+from keras_distill.recording._folders import RemoteFolder
 from keras_distill.recording._manifest_check import as_field
 from keras_distill.recording._manifest_check import check_entries
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+
+Folder = LocalFolder | RemoteFolder
 
 
 class OutputFields:
@@ -160,56 +161,65 @@ class Shards:
     """The rows on disk: reads them, and appends shards.
 
     Args:
-        path: folder of the recording.
-        manifest: dict of the manifest, see `_manifest.py`.
+        folders: list of the folders that the shards are in, one for each part
+            of the recording.
+        manifests: list of the dicts of their manifests, see `_manifest.py`.
 
     Raises:
-        ValueError: if a shard of the manifest is missing or truncated. Damage
+        ValueError: if a shard of a manifest is missing or truncated. Damage
             inside a shard is found when it is read first.
     """
 
-    def __init__(self, path: str | os.PathLike[str], manifest: dict) -> None:
-        self.path, self.manifest = pathlib.Path(path), manifest
-        self.dtype = np.dtype([as_field(f) for f in manifest["fields"]])
-        self._maps: dict[int, np.ndarray] = {}
-        for index, shard in enumerate(manifest["shards"]):
-            file = self._file(index)
-            if not file.exists() or file.stat().st_size != shard["bytes"]:
-                raise _unusable(file, f"{shard['bytes']} bytes")
-        self._ends = np.cumsum([s["rows"] for s in manifest["shards"]] or [0])
+    def __init__(self, folders: list[Folder], manifests: list[dict]) -> None:
+        self._folder, self._manifest = folders[-1], manifests[-1]
+        self.dtype = np.dtype([as_field(f) for f in self._manifest["fields"]])
+        self._shards = [
+            (folder, _name(index), shard)
+            for folder, manifest in zip(folders, manifests)
+            for index, shard in enumerate(manifest["shards"])
+        ]
+        self._open: dict[int, np.ndarray] = {}
+        for folder, name, shard in self._shards:
+            if folder.size(name) != shard["bytes"]:
+                raise _unusable(folder, name, f"{shard['bytes']} bytes")
+        self._count()
+
+    def _count(self):
+        self._ends = np.cumsum([s["rows"] for _, _, s in self._shards] or [0])
 
     @property
     def num_rows(self) -> int:
         return int(self._ends[-1])
-
-    def _file(self, index):
-        return self.path / f"shard-{index:05d}.npy"
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return a copy of the rows from `start` to `stop`."""
         parts = []
         while start < stop:
             index = int(np.searchsorted(self._ends, start, side="right"))
-            if index not in self._maps:
-                self._maps[index] = self._mapped(index)
-            begin = self._ends[index] - self.manifest["shards"][index]["rows"]
+            rows = self._rows(index)
+            begin = self._ends[index] - len(rows)
             end = min(stop, int(self._ends[index]))
-            parts.append(self._maps[index][start - begin : end - begin])
+            parts.append(rows[start - begin : end - begin])
             start = end
         return np.concatenate(parts)
 
-    def _mapped(self, index):
-        """Return the rows of a shard, mapped into memory and checked."""
-        file, shard = self._file(index), self.manifest["shards"][index]
+    def _rows(self, index):
+        """Return the rows of a shard, checked when it is opened."""
+        if index in self._open:
+            return self._open[index]
+        folder, name, shard = self._shards[index]
         # Dtype and shape are known, so the header of the file is not read.
         begin = shard["bytes"] - shard["rows"] * self.dtype.itemsize
         if begin < 0:
-            raise _unusable(file, f"{shard['rows']} rows of {self.dtype}")
-        rows = np.memmap(file, self.dtype, "r", begin, (shard["rows"],))
+            raise _unusable(folder, name, f"{shard['rows']} rows")
+        rows = folder.rows(name, self.dtype, begin, shard["rows"])
         # Older recordings lack it.
         expected = shard.get("checksum")
         if expected is not None and zlib.crc32(rows.data) != expected:
-            raise _unusable(file, f"checksum {expected}")
+            raise _unusable(folder, name, f"checksum {expected}")
+        if len(self._open) == folder.max_shards:
+            del self._open[next(iter(self._open))]
+        self._open[index] = rows
         return rows
 
     def append(self, batches: list[np.ndarray], **changes: Any) -> None:
@@ -220,25 +230,29 @@ class Shards:
             **changes: entries of the manifest to update with it.
         """
         rows = np.concatenate(batches)
-        file = self._file(len(self.manifest["shards"]))
-        _files.write(file, lambda out: np.save(out, rows))
-        self.manifest["shards"].append(
-            {
-                "rows": len(rows),
-                "bytes": file.stat().st_size,
-                "checksum": zlib.crc32(rows.data),
-            }
-        )
-        self.manifest.update(changes)
-        write_manifest(self.path, self.manifest)
-        self._ends = np.cumsum([s["rows"] for s in self.manifest["shards"]])
+        name = _name(len(self._shards))
+        self._folder.write(name, lambda out: np.save(out, rows))
+        shard = {
+            "rows": len(rows),
+            "bytes": self._folder.size(name),
+            "checksum": zlib.crc32(rows.data),
+        }
+        self._shards.append((self._folder, name, shard))
+        self._manifest["shards"].append(shard)
+        self._manifest.update(changes)
+        write_manifest(self._folder, self._manifest)
+        self._count()
 
 
-def _unusable(file, expected):
+def _name(index):
+    return f"shard-{index:05d}.npy"
+
+
+def _unusable(folder, name, expected):
     return ValueError(
-        f"The shard {file} of the recording is missing, incomplete or damaged. "
-        f"Expected: {expected}. Copy the recording again, or record again into "
-        "an empty folder."
+        f"The shard {name} of the recording at {folder} is missing, incomplete "
+        f"or damaged. Expected: {expected}. Copy the recording again, or "
+        "record again into an empty folder."
     )
 
 
@@ -250,43 +264,45 @@ def fields_as_json(fields):
     ]
 
 
-def read_manifest(path):
+def read_manifest(folder):
     """Return the manifest in a folder, or `None` if there is none.
 
     Raises:
         ValueError: if it cannot be read, or has another format.
     """
-    file = pathlib.Path(path) / _MANIFEST
-    if not file.exists():
+    if folder.size(_MANIFEST) is None:
         return None
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(folder.read(_MANIFEST).decode())
         version, checksum = manifest["format"], manifest.pop("checksum", None)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _not_a_manifest(file, error) from error
+        raise _not_a_manifest(folder, error) from error
     if version != FORMAT:
         raise ValueError(
-            f"{file} has format {version}, and this version of keras-distill "
-            f"reads format {FORMAT}. Record the teacher again."
+            f"The recording at {folder} has format {version}, and this version "
+            f"of keras-distill reads format {FORMAT}. Record the teacher again."
         )
     if checksum not in (None, _checksum(manifest)):
-        raise _not_a_manifest(file, f"checksum {checksum}, so it was changed")
+        raise _not_a_manifest(folder, f"checksum {checksum}, so it was changed")
     try:
         # Older recordings lack these entries; their outputs are classes.
         manifest.setdefault("predicts", "classes")
         manifest.setdefault("storage_dtype", manifest.get("dtype"))
         manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
+        manifest.setdefault("replicas", 1)
+        manifest.setdefault("part", None)
+        manifest.setdefault("finished", True)
         check_entries(manifest, output_fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise _not_a_manifest(file, error) from error
+        raise _not_a_manifest(folder, error) from error
     return manifest
 
 
-def _not_a_manifest(file, received):
+def _not_a_manifest(folder, received):
     return ValueError(
-        f"{file} is not the manifest of a recording, or it was changed. "
-        f"Received: {received}. Copy the recording again, or record again into "
-        "an empty folder."
+        f"{_MANIFEST} at {folder} is not the manifest of a recording, or it "
+        f"was changed. Received: {received}. Copy the recording again, or "
+        "record again into an empty folder."
     )
 
 
@@ -294,8 +310,8 @@ def _checksum(manifest):
     return zlib.crc32(json.dumps(manifest).encode())
 
 
-def write_manifest(path, manifest):
+def write_manifest(folder, manifest):
     """Replace the manifest in a folder, completely or not at all."""
     manifest = {**manifest, "checksum": _checksum(manifest)}
     text = json.dumps(manifest, indent=1).encode()
-    _files.write(pathlib.Path(path) / _MANIFEST, lambda out: out.write(text))
+    folder.write(_MANIFEST, lambda out: out.write(text))

@@ -1,6 +1,5 @@
 """RecordingWriter: runs the teacher on all epochs and writes the rows."""
 
-import pathlib
 import time
 
 import keras
@@ -9,6 +8,7 @@ from keras import tree
 
 from keras_distill.recording import _sources
 from keras_distill.recording import _storage
+from keras_distill.recording._recorded_batch import share_of
 from keras_distill.recording._recording_step import RecordingStep
 
 # A shard is complete when it has this many bytes, or took this many seconds. A
@@ -21,21 +21,25 @@ class RecordingWriter:
     """Writes a recording, starting after its last complete shard.
 
     Args:
-        path: folder of the recording.
+        folder: folder of the recording, or of this part of it.
         manifest: dict of the manifest, see `_manifest.py`.
         source: the source of the data, see `_sources.py`.
         step: the `RecordingStep`.
+        batches: the numbers of the batches to write, counted over all epochs;
+            `None` for all.
     """
 
     def __init__(
         self,
-        path: pathlib.Path,
+        folder: _storage.Folder,
         manifest: dict,
         source: _sources.ArraySource | _sources.StreamSource,
         step: RecordingStep,
+        batches: range | None,
     ) -> None:
-        self._shards = _storage.Shards(path, manifest)
-        self._manifest = manifest
+        self._shards = _storage.Shards([folder], [manifest])
+        self._folder, self._manifest = folder, manifest
+        self._batches = batches
         self._source, self._step = source, step
         self._output_fields = _storage.output_fields(manifest)
         step.seed_states = manifest["seed_states"]
@@ -43,7 +47,7 @@ class RecordingWriter:
         self._since = time.monotonic()
 
     def write(self, verbose: int) -> None:
-        """Write all epochs of the manifest.
+        """Write the batches.
 
         Args:
             verbose: 0 for silence, 1 for a progress bar.
@@ -52,31 +56,57 @@ class RecordingWriter:
             ValueError: if the data or the teacher's outputs cannot be recorded,
                 or if the data differs from what was recorded before.
         """
-        manifest, done = self._manifest, self._shards.num_rows
-        per_epoch = manifest["rows_per_epoch"] or self._source.num_rows
+        done = self._shards.num_rows
         bar = keras.utils.Progbar(
-            per_epoch and per_epoch * manifest["epochs"],
-            verbose=verbose,
-            unit_name="view",
+            self._expected_rows(), verbose=verbose, unit_name="view"
         )
         row = 0
-        for epoch in range(manifest["epochs"]):
-            begin = row
-            for x, samples in self._source.epoch(epoch):
-                self._check_size(len(samples), row - begin)
-                if row >= done:
-                    self._write_batch(x, samples)
-                else:
-                    self._check_samples(samples, row)
-                row += len(samples)
-                if row > done:
-                    bar.update(row)
-            self._end_epoch(row - begin)
+        for x, samples in self._read():
+            if row >= done:
+                self._write_batch(x, samples)
+            else:
+                self._check_samples(samples, row)
+            row += len(samples)
+            if row > done:
+                bar.update(row)
         self._save()
-        _storage.write_manifest(self._shards.path, manifest)
+        self._manifest["finished"] = True
+        _storage.write_manifest(self._folder, self._manifest)
         bar.update(row, finalize=True)
 
+    def _expected_rows(self):
+        """Return how many rows there will be, `None` if it is unknown."""
+        if self._batches is not None:
+            return len(self._batches) * self._manifest["batch_size"]
+        rows = self._manifest["rows_per_epoch"] or self._source.num_rows
+        return rows and rows * self._manifest["epochs"]
+
+    def _read(self):
+        """Yield `(x, samples)` of each batch to write."""
+        batch = 0
+        for epoch in range(self._manifest["epochs"]):
+            rows = 0
+            for x, samples in self._source.epoch(epoch):
+                if self._batches is not None and batch >= self._batches.stop:
+                    return
+                self._check_size(len(samples), rows)
+                rows += len(samples)
+                if self._batches is None or batch in self._batches:
+                    yield x, samples
+                batch += 1
+            self._end_epoch(rows)
+
     def _write_batch(self, x, samples):
+        replicas = self._manifest["replicas"]
+        for replica in range(replicas):
+            part = share_of(len(samples), replica, replicas)
+            self._write_view(_sources.take(x, part), samples[part])
+        size = sum(part.nbytes for part in self._unsaved)
+        seconds = time.monotonic() - self._since
+        if size >= SHARD_BYTES or seconds > SHARD_SECONDS:
+            self._save()
+
+    def _write_view(self, x, samples):
         outputs, drawn = self._step.run(x)
         rows = np.zeros(len(samples), self._shards.dtype)
         rows["sample"] = samples
@@ -88,10 +118,6 @@ class RecordingWriter:
             _check_shape(values.shape[1:], fields.shape)
             fields.write(rows, values)
         self._unsaved.append(rows)
-        size = sum(part.nbytes for part in self._unsaved)
-        seconds = time.monotonic() - self._since
-        if size >= SHARD_BYTES or seconds > SHARD_SECONDS:
-            self._save()
 
     def _save(self):
         if self._unsaved:
@@ -112,6 +138,13 @@ class RecordingWriter:
 
     def _check_size(self, size, rows_before):
         expected = self._manifest["batch_size"]
+        replicas = self._manifest["replicas"]
+        if replicas > 1 and size != expected:
+            raise ValueError(
+                f"For {replicas} replicas, all batches must have one size. "
+                f"Received: a batch of {size} samples in batches of "
+                f"{expected}. Leave the incomplete last batch out."
+            )
         if size > expected or rows_before % expected:
             raise ValueError(
                 "All batches of an epoch except the last must have one size. "

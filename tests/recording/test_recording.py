@@ -555,7 +555,7 @@ def test_classes_and_samples_that_are_not_there(tmp_path, monkeypatch):
     ):
         rows = recording.shards.read(0, 20)
         rows[field] = 60_000
-        monkeypatch.setattr(recording.shards, "_maps", {0: rows})
+        monkeypatch.setattr(recording.shards, "_open", {0: rows})
         with pytest.raises(ValueError, match=message):
             losses_of(mlp(), recording, x, y)
         monkeypatch.undo()
