@@ -23,7 +23,9 @@ from keras_distill import compare
 from keras_distill.compression import export_litert
 from keras_distill.compression import quantize_aware
 from keras_distill.compression.litert import _converter
+from keras_distill.compression.litert import _kept_process
 from keras_distill.compression.litert._converter_errors import explain
+from keras_distill.compression.litert._kept_process import KeptProcess
 
 
 @keras.saving.register_keras_serializable(package="test_converter")
@@ -174,11 +176,11 @@ def test_a_loop_between_layers_that_share(tmp_path):
 
 def test_an_ordinary_network_needs_no_process(tmp_path, monkeypatch):
     if BACKEND != "tensorflow":
-        monkeypatch.setattr(_converter, "_PROCESS", "no_such_module")
-        with pytest.raises(RuntimeError, match=r"ended with: .*no_such_module"):
+        monkeypatch.setattr(_converter, "_PROCESS", KeptProcess("no_module"))
+        with pytest.raises(RuntimeError, match=r"ended with: .*no_module"):
             export_litert(mlp(), tmp_path / "model")
         return
-    monkeypatch.setattr(_converter.subprocess, "run", None)
+    monkeypatch.setattr(_converter, "_PROCESS", None)
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
     x = layers.DepthwiseConv2D(3)(layers.BatchNormalization()(x))
@@ -194,7 +196,8 @@ def test_a_converter_that_dies(tmp_path, monkeypatch):
         "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_converter, "_PROCESS", "dying_converter")
+    process = KeptProcess("dying_converter")
+    monkeypatch.setattr(_converter, "_PROCESS", process)
     monkeypatch.setattr(_converter, "_COMMON", frozenset())
     path = tmp_path / "model.tflite"
     with pytest.raises(
@@ -259,3 +262,62 @@ def test_other_messages_are_cut():
     message = explain("What is wrong.\n" + "more\n" * 99, mlp())
     assert message.endswith("Its converter reports: What is wrong.")
     assert len(explain("x" * 9999, mlp())) < 400
+
+
+def run_of(module, folder, code, monkeypatch):
+    """Return a `KeptProcess` of a module with this code."""
+    (folder / f"{module}.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(folder))
+    return KeptProcess(module)
+
+
+@pytest.mark.one_backend("torch")
+def test_a_process_is_kept_until_it_dies_or_must_be_new(tmp_path, monkeypatch):
+    code = """
+    import os, sys
+    for line in sys.stdin:
+        if line == "die\\n":
+            sys.exit("no reason")
+        with open(line.strip(), "w") as file:
+            file.write(str(os.getpid()))
+        print("done", flush=True)
+    """
+    process = run_of("keeps", tmp_path, code, monkeypatch)
+
+    def pid(keep=True):
+        assert process.run(tmp_path / "pid", keep) == (0, "")
+        return int((tmp_path / "pid").read_text())
+
+    first = pid()
+    assert pid() == first
+    second = pid(keep=False)
+    assert second != first
+    third = pid()
+    assert third not in (first, second)
+    code, errors = process.run(pathlib.Path("die"), keep=True)
+    assert code == 1 and errors.strip() == "no reason"
+    fourth = pid()
+    assert fourth != third
+    if os.fork() == 0:  # a fork starts its own
+        os._exit(0 if pid() != fourth else 1)
+    assert os.wait()[1] == 0
+    assert pid() == fourth
+    os.kill(fourth, 9)  # between two models
+    assert process.run(tmp_path / "pid", True)[0] == -9
+    process.close()
+
+
+@pytest.mark.one_backend("torch")
+def test_an_idle_process_ends(tmp_path, monkeypatch):
+    code = """
+    import sys
+    for line in sys.stdin:
+        print("done", flush=True)
+    """
+    monkeypatch.setattr(_kept_process, "_IDLE_SECONDS", 0.05)
+    process = run_of("idles", tmp_path, code, monkeypatch)
+    assert process.run(tmp_path, True) == (0, "")
+    started = process._process
+    assert started.wait(10) == 0
+    assert process.run(tmp_path, True) == (0, "")
+    process.close()

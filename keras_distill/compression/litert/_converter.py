@@ -10,8 +10,7 @@ process as it is converted, because the interpreter is native code too.
 
 Three other designs were rejected:
 
-- a second process for each model: five seconds instead of one for a common
-  network;
+- always a second process: five seconds instead of one for a common network;
 - converting a JAX model directly: the graph is many times slower;
 - ai-edge-quantizer, which quantizes float32 files: version 0.10.0 returns int8
   from an output that another layer also reads. On a ResNet-20, its files had
@@ -19,11 +18,8 @@ Three other designs were rejected:
 """
 
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -34,8 +30,9 @@ from keras_distill.compression._models import layers_of
 from keras_distill.compression.litert import _converter_steps as steps
 from keras_distill.compression.litert._converter_errors import explain
 from keras_distill.compression.litert._interpreter import run_file
+from keras_distill.compression.litert._kept_process import KeptProcess
 
-_PROCESS = "keras_distill.compression.litert._converter_process"
+_PROCESS = KeptProcess("keras_distill.compression.litert._converter_process")
 _SECOND_PROCESS = (
     "A second Python process builds the model again on TensorFlow. Define "
     "custom layers and functions in a module that can be imported there, and "
@@ -102,7 +99,9 @@ def convert(
         (folder / "task.json").write_text(json.dumps(task))
         np.savez(folder / "examples.npz", *examples or ())
         np.savez(folder / "test_inputs.npz", *test_inputs)
-        _run_process(folder, model)
+        # Modules of users may change before the next model.
+        own = {module.split(".")[0] for module, _ in task["objects"]}
+        _run_process(folder, model, keep=own <= {"keras_distill"})
         with np.load(folder / "outputs.npz") as arrays:
             outputs = [arrays[name] for name in arrays]
         return (folder / "model.tflite").read_bytes(), outputs
@@ -136,26 +135,13 @@ def _custom_objects(model):
     return objects
 
 
-def _run_process(folder, model):
+def _run_process(folder, model, keep):
     """Run the second process, which writes its results to the folder."""
-    environment = os.environ | {
-        "KERAS_BACKEND": "tensorflow",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        # It does not need a GPU, and the memory of GPUs may be in use.
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", _PROCESS, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode == 0:
-        return
+    return_code, errors = _PROCESS.run(folder, keep)
+    if return_code:
+        raise RuntimeError(_exit_message(return_code, errors, model))
     if not (folder / "error.json").exists():
-        raise RuntimeError(_exit_message(done, model))
+        return
     error = json.loads((folder / "error.json").read_text())
     if error["kind"] == "LoopError":
         raise steps.LoopError
@@ -164,12 +150,11 @@ def _run_process(folder, model):
     raise RuntimeError(explain(error["message"], model))
 
 
-def _exit_message(done, model):
+def _exit_message(code, errors, model):
     """Return an error message for a process that left none."""
-    if done.returncode == 1:  # an exception before it loaded the model
-        lines = done.stderr.strip().splitlines() or ["no message"]
+    if code == 1:  # an exception before it loaded the model
+        lines = errors.strip().splitlines() or ["no message"]
         return f"The process of LiteRT's converter ended with: {lines[-1]}"
-    code = done.returncode
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     kinds = sorted({type(layer).__name__ for layer in layers_of(model)})
     return (

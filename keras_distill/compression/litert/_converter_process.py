@@ -1,12 +1,12 @@
-"""A second process that converts a model, and may crash.
+"""A second process that converts models, and may crash.
 
-    python -m keras_distill.compression.litert._converter_process FOLDER
-
-`_converter.py` fills the folder and reads the results.
+It reads the path of a folder from each line of its input. `_converter.py` has
+filled the folder, and reads the results when this process writes a line.
 """
 
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -62,10 +62,15 @@ def _imported(module, name):
 
 
 if __name__ == "__main__":
-    folder = pathlib.Path(sys.argv[1])
-    try:
-        main(folder)
-    except Exception as error:
-        found = {"kind": type(error).__name__, "message": str(error)}
-        (folder / "error.json").write_text(json.dumps(found))
-        raise
+    # Libraries may print. Their lines must not look like ours.
+    done = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        folder = pathlib.Path(line.rstrip("\n"))
+        try:
+            main(folder)
+        except Exception as error:
+            found = {"kind": type(error).__name__, "message": str(error)}
+            (folder / "error.json").write_text(json.dumps(found))
+        keras.utils.clear_session(free_memory=False)
+        print("done", file=done, flush=True)
