@@ -13,7 +13,6 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -21,6 +20,8 @@ import keras
 import numpy as np
 import torch  # noqa: F401
 from common import cnn
+from programs import command
+from programs import environment
 from test_resume import DATA
 from test_resume import X
 from test_resume import distiller
@@ -66,7 +67,8 @@ def train(kind, folder):
 def start(kind, folder):
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, "--train", kind, folder],
+        command(__file__, "--train", kind, folder),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

@@ -16,16 +16,25 @@ import textwrap
 
 import numpy as np
 import pytest
+import train_on_devices
 from common import BACKEND
+from programs import TESTS
+from programs import command
+from programs import environment
 
-TESTS = pathlib.Path(__file__).parent
-# The engines of each backend: how many devices, in how many processes.
+# The engines of each backend with the devices of one process, and the engine of
+# two processes. On PyTorch, each device has a process of its own. TensorFlow
+# cancels the steps of a second strategy in one process.
 ENGINES = {
-    "tensorflow": [("mirrored", 2, 1), ("mirrored", 4, 1), ("workers", 1, 2)],
-    "jax": [("data", 4, 1), ("model", 4, 1), ("processes", 1, 2)],
-    "torch": [("torchrun", 1, 2)],
-}
-PROCESSES = ENGINES[BACKEND][-1]
+    "tensorflow": [["mirrored-2"], ["mirrored-4"]],
+    "jax": [["data-4", "model-4"]],
+    "torch": [],
+}[BACKEND]
+OF_PROCESSES = {
+    "tensorflow": "workers-1",
+    "jax": "processes-1",
+    "torch": "torchrun-1",
+}[BACKEND]
 # What a process says when another one is gone.
 GONE = {
     "tensorflow": "UnavailableError|unhealthy|Connection reset",
@@ -51,7 +60,6 @@ def environments(processes, devices=1):
     hosts = [f"localhost:{port}" for port in ports]
     for rank in range(processes):
         own = {
-            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "OMP_NUM_THREADS": "1",
         }
@@ -69,17 +77,19 @@ def environments(processes, devices=1):
                 "WORLD_SIZE": str(processes),
                 "RANK": str(rank),
             }
-        yield {**os.environ, **own}
+        yield environment(**own)
 
 
 def start(processes, devices, program, *arguments):
     """Start a program of this folder, and return its processes."""
-    command = [sys.executable, "-W", "ignore", TESTS / program, *arguments]
     return [
         subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True
+            command(TESTS / program, *arguments),
+            env=each,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for environment in environments(processes, devices)
+        for each in environments(processes, devices)
     ]
 
 
@@ -90,66 +100,45 @@ def finish(started):
         assert process.returncode == 0, error
 
 
-def start_training(out, engine, devices, processes, *options):
-    return start(
-        processes,
-        devices,
-        "train_on_devices.py",
-        out,
-        f"{engine}-{devices}",
-        *options,
-    )
-
-
-def train(out, *engine):
-    """Train on an engine, and return what each process wrote."""
-    out.mkdir()
-    return finish_training(out, start_training(out, *engine))
-
-
-def finish_training(out, started):
-    """Return what each process wrote."""
-    finish(started)
-    results = []
-    for rank in range(len(started)):
-        with np.load(out / f"{rank}.npz") as file:
-            results.append(dict(file))
-    return results
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process on one device gives, and where its recordings are."""
-    folder = tmp_path_factory.mktemp("one") / "out"
-    (result,) = train(folder, "one", 1, 1)
-    return result, folder
+    """What one device gives: what is written, and the folder of it."""
+    folder = tmp_path_factory.mktemp("one")
+    train_on_devices.main(folder, "one-1")
+    with np.load(folder / "one-1-0.npz") as file:
+        return dict(file), folder
 
 
-def assert_equal(results, one):
-    for many in results:
-        for name in many:
-            np.testing.assert_allclose(
-                many[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name
-            )
+def check(file, one):
+    """Check what an engine wrote, with its replay of a recording."""
+    with np.load(file) as arrays:
+        result = dict(arrays)
+    of_replay = {name for name in result if name.startswith("replay")}
+    assert len(of_replay) == 5
+    assert {"loss", "classes_soft_loss", "val_classes_accuracy"} < set(result)
+    assert set(result) - of_replay == {
+        name for name in one if not name.startswith("replay")
+    }
+    for name in result:
+        np.testing.assert_allclose(
+            result[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name
+        )
 
 
-@pytest.mark.parametrize("engine", ENGINES[BACKEND], ids=str)
-def test_all_devices_give_the_update_of_one(engine, one, tmp_path):
+@pytest.mark.parametrize("engines", ENGINES, ids=str)
+def test_all_devices_give_the_update_of_one(engines, one, tmp_path):
     one, recordings = one
-    results = train(tmp_path / "out", *engine, "--replay", str(recordings))
-    assert len(results) == engine[-1]
-    logs = {"loss", "classes_soft_loss", "hint_loss", "val_classes_accuracy"}
-    for result in results:
-        of_replay = {name for name in result if name.startswith("replay")}
-        assert logs < set(result) and len(of_replay) == 5
-        assert set(result) - of_replay == {
-            name for name in one if not name.startswith("replay")
-        }
-    assert_equal(results, one)
+    program = "train_on_devices.py", tmp_path, ",".join(engines)
+    finish(start(1, 4, *program, "--replay", recordings))
+    for engine in engines:
+        check(tmp_path / f"{engine}-0.npz", one)
 
 
 def test_when_a_process_is_killed_the_others_fail_and_all_resume(one, tmp_path):
-    other, killed = start_training(tmp_path, *PROCESSES, "--kill")
+    """Together they give the update of one."""
+    one, recordings = one
+    program = 2, 1, "train_on_devices.py", tmp_path, OF_PROCESSES
+    other, killed = start(*program, "--kill")
     try:
         _, error = killed.communicate(timeout=120)
         assert killed.returncode == -signal.SIGKILL, error
@@ -159,8 +148,9 @@ def test_when_a_process_is_killed_the_others_fail_and_all_resume(one, tmp_path):
         other.communicate()
     assert other.returncode != 0
     assert re.search(GONE[BACKEND], error), error
-    again = start_training(tmp_path, *PROCESSES, "--resume")
-    assert_equal(finish_training(tmp_path, again), one[0])
+    finish(start(*program, "--resume", "--replay", recordings))
+    for rank in range(2):
+        check(tmp_path / f"{OF_PROCESSES}-{rank}.npz", one)
 
 
 @pytest.mark.one_backend("torch")
@@ -182,14 +172,14 @@ def test_the_commands_of_the_page_run(tmp_path):
     (tmp_path / "train.py").write_text(program)
     for written, free in zip(("12345", "12346"), free_ports(2)):
         commands = commands.replace(written, str(free))
-    environment = next(environments(1))
-    environment["PATH"] = os.pathsep.join(
+    variables = next(environments(1))
+    variables["PATH"] = os.pathsep.join(
         [str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]
     )
     ended = subprocess.run(
         ["bash", "-c", commands],
         cwd=tmp_path,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=120,

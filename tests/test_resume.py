@@ -1,9 +1,8 @@
 """`Resume`: a killed run ends, bit for bit, like one that never stopped."""
 
-import os
+import resource
 import signal
 import subprocess
-import sys
 import textwrap
 
 import keras
@@ -13,6 +12,8 @@ import torch
 from common import cnn
 from common import images
 from common import to_numpy
+from programs import command
+from programs import environment
 
 from keras_distill import ClassicKD
 from keras_distill import ConsistentAugment
@@ -402,9 +403,7 @@ def test_arrays_are_shuffled_again_without_a_seed(tmp_path):
 
 PROGRAM = textwrap.dedent(
     """
-    {before}
-    import sys, time
-    sys.path.insert(0, {tests!r})
+    import time
     import torch
     import keras
     import numpy as np
@@ -421,7 +420,7 @@ PROGRAM = textwrap.dedent(
 
     report = keras.callbacks.LambdaCallback(on_train_batch_end=report)
     model.fit(
-        X, Y, batch_size=4, epochs=8, verbose=0,
+        X, Y, batch_size=4, epochs=4, verbose=0,
         callbacks=[report, Resume({folder!r}, save_freq=7)],
     )
     np.savez({out!r}, *[to_numpy(v) for v in model.variables])
@@ -429,18 +428,14 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def start(tmp_path, name, before="", pause=0):
+def start(tmp_path, name, pause=0):
     code = PROGRAM.format(
-        tests=os.path.dirname(__file__),
         folder=str(tmp_path / name),
         out=str(tmp_path / f"{name}.npz"),
-        before=before,
         pause=pause,
     )
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        command("-c", code), env=environment(), stdout=subprocess.PIPE
     )
 
 
@@ -457,9 +452,8 @@ def test_kill_9_and_sigterm_and_two_processes(tmp_path):
         whole.communicate()
     with start(tmp_path, "run", pause=0.3) as first:
         wait_for_batches(first, 10)
-        with start(tmp_path, "run") as second:
-            _, errors = second.communicate()
-        assert b"Only one run can use a directory" in errors
+        with pytest.raises(RuntimeError, match="Only one run can use"):
+            run(distiller, DATA["arrays"], tmp_path / "run")
         first.send_signal(signal.SIGKILL)
     with start(tmp_path, "run", pause=0.3) as process:
         wait_for_batches(process, 12)
@@ -478,23 +472,32 @@ def test_kill_9_and_sigterm_and_two_processes(tmp_path):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.fixture
+def small_files():
+    """The system refuses to write more than 20 kB: `EFBIG`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
 @pytest.mark.one_backend("torch")
-def test_a_full_disk_leaves_the_states_before(tmp_path):
-    """The system refuses to write more than some bytes: `EFBIG`."""
-    # The weights of this Distiller take more than 20 kB, other files less.
-    small_files = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
-        "; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+def test_a_full_disk_leaves_the_states_before(tmp_path, small_files):
+    """The weights of this Distiller take more than 20 kB, other files less."""
+    data = DATA["arrays"]
+    whole = run(distiller, data)
+    killed(distiller, data, tmp_path, kill_after=9)
+    before = states(tmp_path)
+    small_files()
+    with pytest.raises(OSError, match="The states before it are intact"):
+        run(distiller, data, tmp_path)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     )
-    with start(tmp_path, "run", pause=0.1) as process:
-        wait_for_batches(process, 20)
-        process.send_signal(signal.SIGKILL)
-    before = states(tmp_path / "run")
-    with start(tmp_path, "run", before=small_files) as process:
-        _, errors = process.communicate()
-    assert process.returncode == 1
-    assert b"The states before it are intact" in errors
-    assert states(tmp_path / "run") == before
-    with start(tmp_path, "run") as process:
-        process.communicate()
-    assert process.returncode == 0
+    assert states(tmp_path) == before
+    assert_equal(run(distiller, data, tmp_path), whole)

@@ -1,10 +1,6 @@
 """What is written holds the student; what is read goes on training."""
 
-import os
-import signal
 import subprocess
-import sys
-import textwrap
 
 import h5py
 import keras
@@ -17,6 +13,8 @@ from common import same_weights
 from common import to_numpy
 from common import vectors
 from common import weights_of
+from programs import command
+from programs import environment
 
 from keras_distill import ClassicKD
 from keras_distill import ConsistentAugment
@@ -105,7 +103,7 @@ def test_the_saved_student_needs_no_keras_distill(tmp_path):
         f"np.save(r'{tmp_path}/y.npy', m.predict(np.load(r'{tmp_path}/x.npy'),"
         " verbose=0)); assert 'keras_distill' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run(command("-c", code), env=environment(), check=True)
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), distiller.predict(x, verbose=0), atol=1e-6
     )
@@ -166,68 +164,38 @@ def test_backup_needs_no_manual_build(tmp_path):
     assert student.built
 
 
-RUN = textwrap.dedent(
-    """
-    import sys, time
-    import torch, keras, numpy as np
-    sys.path.insert(0, {tests!r})
-    from common import cnn, images
-    from test_saving import distiller_of
-
-    keras.utils.set_random_seed(11)
+def test_a_stopped_run_goes_on_with_the_callback_of_keras(tmp_path):
+    """In the middle of an epoch, of which it does not keep the batches."""
     x, y = images(64)
-    teacher, student = cnn(16), cnn(2)
-    distiller = distiller_of(student, teacher)
-    backup = keras.callbacks.BackupAndRestore(
-        {backup!r}, delete_checkpoint=False
-    )
 
-    def slow(batch, logs):
-        print("batch", flush=True)
-        time.sleep({pause})
+    class Stop(keras.callbacks.Callback):
+        batches = 0
 
-    callbacks = [
-        backup, keras.callbacks.LambdaCallback(on_train_batch_end=slow)
-    ]
-    distiller.fit(x, y, batch_size=16, epochs=4, shuffle=False, verbose=0,
-                  callbacks=callbacks)
-    np.savez({out!r}, *student.get_weights())
-    """
-)
+        def on_train_batch_end(self, batch, logs=None):
+            self.batches += 1
+            if self.batches == 10:  # of 4 in each epoch
+                raise KeyboardInterrupt
 
-
-# `test_resume.py` continues runs on every backend.
-@pytest.mark.one_backend("torch")
-def test_a_killed_run_ends_like_one_never_stopped(tmp_path):
-    """Keras's own callback, killed in the middle of an epoch."""
-
-    def start(name, backup, pause):
-        code = RUN.format(
-            tests=os.path.dirname(__file__),
-            backup=str(tmp_path / backup),
-            out=str(tmp_path / f"{name}.npz"),
-            pause=pause,
+    def fit(folder, *callbacks):
+        keras.utils.set_random_seed(11)
+        teacher, student = cnn(16), cnn(2)
+        backup = keras.callbacks.BackupAndRestore(
+            tmp_path / folder, delete_checkpoint=False
         )
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE
+        history = distiller_of(student, teacher).fit(
+            x,
+            y,
+            batch_size=16,
+            epochs=4,
+            shuffle=False,
+            verbose=0,
+            callbacks=[backup, *callbacks],
         )
+        return student.get_weights(), history.epoch
 
-    with start("killed", "shared", 0.2) as killed:
-        for _ in range(10):  # 4 batches an epoch: two epochs and a half
-            assert killed.stdout.readline() == b"batch\n"
-        killed.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "killed.npz").exists()
-    with (
-        start("whole", "whole", 0) as whole,
-        start("resumed", "shared", 0) as run,
-    ):
-        batches = run.communicate()[0].count(b"batch")
-        whole.communicate()
-    assert run.returncode == whole.returncode == 0
-    assert batches == 8
-    with (
-        np.load(tmp_path / "whole.npz") as a,
-        np.load(tmp_path / "resumed.npz") as b,
-    ):
-        for name in a.files:
-            np.testing.assert_allclose(a[name], b[name], atol=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped", Stop())
+    weights, epochs = fit("stopped")
+    assert epochs == [2, 3]
+    for one, two in zip(fit("whole")[0], weights, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-6)

@@ -1,11 +1,11 @@
 """The program that `test_devices.py` starts: 24 steps on the devices it names.
 
-    python train_on_devices.py OUT ENGINE-DEVICES [--kill] [--resume]
+    python train_on_devices.py OUT ENGINE-DEVICES,... [--kill] [--resume]
         [--replay FOLDER]
 
-Each process writes the student's weights and logs to `OUT/<rank>.npz`. With
-`--replay`, it also trains from the recording in FOLDER that fits. One process
-on one device writes these recordings.
+Each process writes the student's weights and logs to `OUT/ENGINE-RANK.npz`.
+With `--replay`, it also trains from the recording in FOLDER that fits. The
+engine `one-1` writes these recordings to OUT.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def start(engine):
             count = int(engine[-1])
             tf.config.set_logical_device_configuration(
                 tf.config.list_physical_devices("CPU")[0],
-                [tf.config.LogicalDeviceConfiguration()] * count,
+                [tf.config.LogicalDeviceConfiguration()] * 4,
             )
             names = [f"CPU:{i}" for i in range(count)]
             scope = tf.distribute.MirroredStrategy(names).scope
@@ -285,11 +285,13 @@ def main(out, engine, *options):
                 replayed(pathlib.Path(options[-1]), x, scope, 1)
         history |= replayed(pathlib.Path(options[-1]), x, scope, replicas)
     np.savez(
-        pathlib.Path(out) / f"{rank}.npz",
+        pathlib.Path(out) / f"{engine}-{rank}.npz",
         *[to_numpy(weight.value) for weight in student.weights],
         **history,
     )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    out, engines, *options = sys.argv[1:]
+    for engine in engines.split(","):
+        main(out, engine, *options)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import textwrap
 import zlib
 
@@ -22,6 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import layers
 from keras import ops
+from programs import command
+from programs import environment
 
 from keras_distill.compression import pack
 from keras_distill.compression import unpack
@@ -569,9 +570,9 @@ def test_another_backend_makes_the_same_model(tmp_path):
     names = dict(path="model", x="x.npy", out="y.npy", weights="weights.npz")
     code = OTHER.format(**{k: str(tmp_path / v) for k, v in names.items()})
     subprocess.run(
-        [sys.executable, "-c", code],
+        command("-c", code),
         check=True,
-        env={**os.environ, "KERAS_BACKEND": READ_BY[BACKEND]},
+        env=environment(KERAS_BACKEND=READ_BY[BACKEND]),
     )
     read = np.load(tmp_path / "weights.npz").values()
     for array, weight in zip(read, model.get_weights(), strict=True):

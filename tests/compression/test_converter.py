@@ -3,7 +3,6 @@
 import os
 import pathlib
 import subprocess
-import sys
 import textwrap
 
 import keras
@@ -18,6 +17,8 @@ from keras import ops
 from litert_files import operations_in
 from litert_files import outputs_of_file
 from litert_files import tensorflow_only
+from programs import command
+from programs import environment
 
 from keras_distill import compare
 from keras_distill.compression import export_litert
@@ -95,14 +96,13 @@ ALL = textwrap.dedent(
 
 
 def export_in_a_process(folder, kinds, precision):
-    here = pathlib.Path(__file__).parent
+    here = str(pathlib.Path(__file__).parent)
     code = ALL.format(
-        here=str(here), folder=str(folder), kinds=kinds, precision=precision
+        here=here, folder=str(folder), kinds=kinds, precision=precision
     )
-    path = os.pathsep.join([str(here), str(here.parent), *sys.path])
     return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": path},
+        command("-c", code),
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -11,6 +10,8 @@ import pytest
 from common import cnn
 from common import images
 from keras import layers
+from programs import command
+from programs import environment
 
 from keras_distill import ConsistentAugment
 from keras_distill import Distiller
@@ -213,8 +214,8 @@ def test_without_fsspec_a_url_is_refused():
     else:
         raise AssertionError
     """
-    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
-    subprocess.run(program, check=True)
+    program = command("-c", textwrap.dedent(code))
+    subprocess.run(program, env=environment(), check=True)
 
 
 def test_replicas_must_divide_all_batches(teacher, tmp_path):

@@ -1,10 +1,8 @@
 """Recordings: what is replayed is what was seen, or it is refused."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import keras
@@ -20,6 +18,8 @@ from common import to_numpy
 from common import vectors
 from common import weights_of
 from keras import layers
+from programs import command
+from programs import environment
 
 from keras_distill import ClassicKD
 from keras_distill import ConsistentAugment
@@ -312,9 +312,8 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(
 
 
 def test_a_killed_recording_goes_on_and_ends_the_same(tmp_path):
-    program = f"""
+    program = """
 import sys, time
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from common import *
 from keras_distill import *
 from keras_distill.recording import _writer
@@ -336,35 +335,31 @@ record_teacher(
 )
 """
 
-    def command(name, seed, speed):
-        path = str(tmp_path / name)
-        return [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            program,
-            path,
-            seed,
-            speed,
-        ]
+    def start(name, seed, speed):
+        return subprocess.Popen(
+            command("-c", program, str(tmp_path / name), seed, speed),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-    whole = subprocess.Popen(command("whole", "1", "fast"))
-    killed = subprocess.Popen(
-        command("killed", "1", "slow"), stdout=subprocess.PIPE, text=True
-    )
+    whole = start("whole", "1", "fast")
+    killed = start("killed", "1", "slow")
     with killed:
         for line in killed.stdout:
             if int(line) >= 100:
                 killed.send_signal(signal.SIGKILL)
                 break
-    assert whole.wait() == 0
+    whole.communicate()
+    assert whole.returncode == 0
     with pytest.raises(ValueError, match="is not finished: 1"):
         RecordedTeacher(tmp_path / "killed")
     # A file that a kill left half written.
     (tmp_path / "killed" / "shard-00099.npy.unfinished").write_bytes(b"x")
     # The views go on where they were, whatever the seed of this process is.
-    assert subprocess.run(command("killed", "7", "fast")).returncode == 0
+    with start("killed", "7", "fast") as again:
+        again.communicate()
+    assert again.returncode == 0
     first, second = (
         RecordedTeacher(tmp_path / name) for name in ("whole", "killed")
     )
@@ -584,8 +579,6 @@ def test_a_recording_of_another_backend_is_replayed(tmp_path):
     teacher.save(tmp_path / "teacher.keras")
     np.save(tmp_path / "x.npy", x)
     program = f"""
-import sys
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from common import *
 from keras_distill import *
 folder = {str(tmp_path)!r}
@@ -600,8 +593,8 @@ record_teacher(
 """
     other = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        env={**os.environ, "KERAS_BACKEND": other[BACKEND]},
+        command("-c", program),
+        env=environment(KERAS_BACKEND=other[BACKEND]),
         check=True,
     )
     recording = RecordedTeacher(tmp_path / "there")
