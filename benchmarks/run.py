@@ -23,6 +23,7 @@ from benchmarks import measure_compression
 from benchmarks import measure_memory
 from benchmarks import measure_packing
 from benchmarks import measure_replay
+from benchmarks import measure_scaling
 from benchmarks import measure_steps
 from benchmarks import measure_teachers
 from benchmarks import measure_views
@@ -42,6 +43,8 @@ MEASUREMENTS = {
     "teachers": measure_steps.teachers,
     "hints": measure_steps.hints,
     "classes": measure_steps.classes,
+    "scaling": measure_scaling.scaling,
+    "teacher_variables": measure_scaling.teacher_variables,
 }
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pathlib
 import platform
 import subprocess
@@ -10,6 +9,7 @@ import sys
 
 import keras
 import pytest
+from programs import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -82,6 +82,8 @@ MEASUREMENTS = {
         "cheaper_teachers",
         "teachers",
         "hints",
+        "scaling",
+        "teacher_variables",
     ),
 }
 
@@ -105,7 +107,7 @@ def test_every_benchmark_runs(tmp_path):
             [*command, "--resume"],
             check=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
             capture_output=True,
             text=True,
         )
@@ -123,7 +125,7 @@ def test_the_gpu_benchmark_runs(tmp_path):
         [*command, "--peak-tflops", "0.0001"],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     result = json.loads(out.read_text())[keras.backend.backend()]
     assert result["images_per_second"] > 0 and result["ratio"] > 0
@@ -143,7 +145,7 @@ def test_an_unknown_benchmark():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "--only", "speed"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -79,6 +79,14 @@ def _is_ending(value):
     )
 
 
+def _is_part(value):
+    return (
+        _is_list(lambda number: _is_count(number, 0))(value)
+        and len(value) == 2
+        and value[0] < value[1]
+    )
+
+
 _ENTRIES = {
     "predicts": lambda value: value in ("classes", "labels", "values"),
     "from_logits": lambda value: isinstance(value, bool),
@@ -91,10 +99,7 @@ _ENTRIES = {
         and _is_dict("kind")(value["data"])
     ),
     "replicas": _is_count,
-    "part": lambda value: (
-        value is None
-        or (_is_list(lambda n: _is_count(n, 0))(value) and len(value) == 2)
-    ),
+    "part": lambda value: value is None or _is_part(value),
     "finished": lambda value: isinstance(value, bool),
     "batch_size": _is_count,
     "output_shapes": _is_list(_is_list(_is_count)),

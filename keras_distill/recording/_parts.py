@@ -108,15 +108,16 @@ def _all_parts(folder):
             "`record_teacher(teacher, dataset, path)`."
         )
     _, count = first["part"]
-    manifests = [first]
+    manifests = []
     for number in range(count):
-        manifest = first if number == 0 else _manifest(folder, number)
+        manifest = _manifest(folder, number)
         if manifest is None or not manifest["finished"]:
             raise ValueError(
                 f"The recording at {folder} is not finished: part {number} of "
                 f"{count} is missing or not complete. Call `record_teacher` "
                 f"with part=({number}, {count}) and else the same arguments."
             )
+        _check_part(folder, manifest, number, count)
         for name, value in manifest.items():
             if name not in _OWN and value != first[name]:
                 raise ValueError(
@@ -125,7 +126,7 @@ def _all_parts(folder):
                     f"{first[name]} in part 0. Record part {number} again into "
                     "an empty folder."
                 )
-        manifests[number:] = [manifest]
+        manifests.append(manifest)
     return [_child(folder, number) for number in range(count)], manifests
 
 
@@ -137,12 +138,18 @@ def _manifest(folder, number):
     """Return the manifest of a part, `None` if there is none.
 
     Raises:
-        ValueError: if it is the manifest of something else.
+        ValueError: if it is the manifest of a whole recording.
     """
     manifest = _storage.read_manifest(_child(folder, number))
-    if manifest is not None and (manifest["part"] or [None])[0] != number:
-        raise ValueError(
-            f"{_child(folder, number)} must hold part {number} of a recording. "
-            f"Received: part={manifest['part']}. Copy the recording again."
-        )
+    if manifest is not None and manifest["part"] is None:
+        _check_part(folder, manifest, number, "several")
     return manifest
+
+
+def _check_part(folder, manifest, number, count):
+    if manifest["part"] != [number, count]:
+        raise ValueError(
+            f"{_child(folder, number)} must hold part {number} of {count} of a "
+            f"recording. Received: part={manifest['part']}. Copy the recording "
+            "again, or record the part again into an empty folder."
+        )

@@ -13,6 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill.compression.litert._arena import arena_bytes
+from keras_distill.compression.litert._arena import micro_is_installed
 from keras_distill.reports._arguments import check_precisions
 from keras_distill.reports._arguments import named_models
 from keras_distill.reports._arguments import samples_for_ranges
@@ -51,6 +53,10 @@ def compare(
     - `litert_*_zipped_bytes`: size of a LiteRT file compressed with DEFLATE,
       the method of zip files. Zeros and shared values make it smaller; they do
       not change the size of the LiteRT file.
+    - `litert_int8_arena_bytes`: the RAM that the file takes on a
+      microcontroller, as Google's interpreter for microcontrollers plans it:
+      activations, and what it keeps of each tensor. Only if `tflite-micro` is
+      installed.
     - `litert_*_ms`: time of one inference in the LiteRT interpreter on one
       thread. The models take turns. This is the median over the turns, with the
       minimum `litert_*_ms_low` and the maximum `litert_*_ms_high`.
@@ -152,6 +158,17 @@ def compare(
     return Comparison(figures, notes)
 
 
+def _arena_bytes(name, file, notes):
+    if file is None or not micro_is_installed():
+        return {}
+    try:
+        arena = arena_bytes(file.read_bytes())
+    except RuntimeError as error:
+        notes.append(f"arena of {name}: {error}")
+        arena = None
+    return {"litert_int8_arena_bytes": arena}
+
+
 def _merged(costs, quality):
     clash = sorted(costs.keys() & quality.keys())
     if clash:
@@ -176,6 +193,7 @@ def _costs(name, model, files, notes):
         for form, path in files.items()
         if form.startswith("litert")
     }
+    arena = _arena_bytes(name, files.get("litert_int8"), notes)
     weights = [ops.convert_to_numpy(weight) for weight in model.weights]
     parameters = sum(weight.size for weight in weights)
     energy = energies(parameters, macs, sizes.get("packed"), inference.calls)
@@ -186,5 +204,6 @@ def _costs(name, model, files, notes):
         "peak_activation_bytes": peak_activation_bytes(inference),
         **{f"{form}_bytes": size for form, size in sizes.items()},
         **zipped,
+        **arena,
         **{f"energy_{chip}_uj": value for chip, value in energy.items()},
     }

@@ -142,7 +142,17 @@ def test_what_does_not_belong_together_is_refused(teacher, tmp_path):
     shutil.copytree(tmp_path / "r/part-2", tmp_path / "r/part-1")
     with pytest.raises(ValueError, match="must hold part 1"):
         RecordedTeacher(tmp_path / "r")
+    # Part 1 is one of two.
+    for folder, number, count in (("a", 0, 3), ("b", 1, 2)):
+        record(teacher, tmp_path / folder, part=(number, count))
+    shutil.copytree(tmp_path / "b/part-1", tmp_path / "a/part-1")
+    with pytest.raises(ValueError, match="must hold part 1 of 3"):
+        RecordedTeacher(tmp_path / "a")
+    # A whole recording lies where part 0 must be.
     record(teacher, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "c/part-0")
+    with pytest.raises(ValueError, match=r"must hold part 0.*part=None"):
+        RecordedTeacher(tmp_path / "c")
     with pytest.raises(ValueError, match=r"in 1 parts. Received: part=.0, 2"):
         record(teacher, tmp_path / "whole", part=(0, 2))
 

@@ -58,6 +58,7 @@ def convert(
     precision: str,
     examples: list[np.ndarray] | None,
     test_inputs: list[np.ndarray],
+    io_dtype: str = "float32",
 ) -> tuple[bytes, list[np.ndarray]]:
     """Convert a model to a LiteRT file, and run the file.
 
@@ -66,6 +67,7 @@ def convert(
         precision: as in `export_litert`.
         examples: as in `_converter_steps.convert`.
         test_inputs: an array for each input, to run the file on.
+        io_dtype: as in `export_litert`.
 
     Returns:
         `(content, outputs)`: the bytes of the file, and an array for each
@@ -82,6 +84,7 @@ def convert(
         task: dict[str, Any] = {
             "names": names,
             "precision": precision,
+            "io_dtype": io_dtype,
             "objects": [],
         }
         if keras.backend.backend() == "tensorflow":
@@ -90,7 +93,13 @@ def convert(
             steps.check_loops(operations, examples)
             if operations <= _COMMON:
                 content = _explained(
-                    model, steps.convert, saved, names, precision, examples
+                    model,
+                    steps.convert,
+                    saved,
+                    names,
+                    precision,
+                    examples,
+                    io_dtype,
                 )
                 return content, run_file(content, names, test_inputs)
         else:

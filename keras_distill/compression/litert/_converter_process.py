@@ -29,7 +29,9 @@ def main(folder: pathlib.Path) -> None:
     if not saved.exists():
         model = _load(folder / "model.keras", task["objects"])
         steps.check_loops(steps.trace(model, names, saved), examples)
-    content = steps.convert(saved, names, task["precision"], examples)
+    content = steps.convert(
+        saved, names, task["precision"], examples, task["io_dtype"]
+    )
     outputs = run_file(content, names, _arrays(folder / "test_inputs.npz"))
     (folder / "model.tflite").write_bytes(content)
     np.savez(folder / "outputs.npz", *outputs)

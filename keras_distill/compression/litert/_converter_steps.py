@@ -74,6 +74,7 @@ def convert(
     names: list[str],
     precision: str,
     examples: list[np.ndarray] | None,
+    io_dtype: str,
 ) -> bytes:
     """Return the bytes of a LiteRT file.
 
@@ -83,6 +84,7 @@ def convert(
         precision: as in `export_litert`.
         examples: an array for each input, which determine the ranges of an int8
             file; or None, to take the ranges of the FakeQuantization layers.
+        io_dtype: as in `export_litert`.
     """
     import tensorflow as tf
 
@@ -96,6 +98,9 @@ def convert(
             {name: array[None] for name, array in zip(names, arrays)}
             for arrays in zip(*examples)
         )
+    if io_dtype == "int8":
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
     with warnings.catch_warnings():
         # For calibration it uses an interpreter that is deprecated.
         warnings.simplefilter("ignore")

@@ -5,6 +5,7 @@ training on the device, inputs of unknown shape, and batches.
 """
 
 import os
+import pathlib
 import warnings
 from typing import Any
 
@@ -17,6 +18,7 @@ from keras_distill._graphs._copier import Copier
 from keras_distill._graphs._walk import check_graph
 from keras_distill.compression._models import layers_of
 from keras_distill.compression._models import student_of
+from keras_distill.compression.litert._c_array import c_array as as_c_array
 from keras_distill.compression.litert._calibration import calibrated
 from keras_distill.compression.litert._converter import convert
 from keras_distill.compression.litert._converter_steps import LoopError
@@ -46,16 +48,20 @@ def export_litert(
     path: str | os.PathLike[str],
     precision: str = "float32",
     representative_data: Any = None,
+    *,
+    io_dtype: str = "float32",
+    c_array: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a model as a LiteRT file (`.tflite`), from any backend.
 
     The file takes one example at a time, with inputs of shape `(1, ...)`,
     because small devices plan their memory in advance. Inputs and outputs are
-    in float32, or integers where the model has integers. The file computes the
-    model with `training=False`, without dropout and random augmentation. For a
-    `Distiller`, it contains the student only. Its signature `"serving_default"`
-    has the names of the model's inputs, and returns `"output_0"`, `"output_1"`
-    and so on, in the order of `keras.tree.flatten(model.output)`.
+    in `io_dtype`, or integers where the model has integers. The file computes
+    the model with `training=False`, without dropout and random augmentation.
+    For a `Distiller`, it contains the student only. Its signature
+    `"serving_default"` has the names of the model's inputs, and returns
+    `"output_0"`, `"output_1"` and so on, in the order of
+    `keras.tree.flatten(model.output)`.
 
     Precisions:
 
@@ -88,6 +94,12 @@ def export_litert(
             other iterable of such batches. If a batch is a tuple, such as
             `(x, y)`, its first part is used. The first 512 examples are used.
             The file is tested on a few of them, or on random numbers.
+        io_dtype: `"float32"` or, with the precision `"int8"`, `"int8"`: the
+            dtype of inputs and outputs. In int8, a value stands for
+            `scale * (value - zero_point)`; the file contains both numbers.
+        c_array: path of a C or C++ file, such as `"student.h"`, to write as
+            well: the bytes of the LiteRT file as an array, and the scale and
+            zero point of each input and output in int8.
 
     Raises:
         ImportError: if LiteRT is not installed.
@@ -113,7 +125,12 @@ def export_litert(
     export_litert(student, "student.tflite", precision="dynamic_int8")
     ```
     """
-    notes = write_litert(model, path, precision, representative_data)
+    if c_array is not None:
+        c_array = _files.writable(c_array)
+    notes = write_litert(model, path, precision, representative_data, io_dtype)
+    if c_array is not None:
+        code = as_c_array(pathlib.Path(path).read_bytes(), c_array.name)
+        _files.write(c_array, lambda out: out.write(code.encode()))
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
@@ -123,6 +140,7 @@ def write_litert(
     path: str | os.PathLike[str],
     precision: str,
     representative_data: Any,
+    io_dtype: str = "float32",
 ) -> list[str]:
     """Export a model as `export_litert`, and return warnings instead."""
     _check_installed()
@@ -134,6 +152,7 @@ def write_litert(
         model = keras.Model(model.inputs[0], model.outputs[0])
     aware = is_quantization_aware(model)
     _check_precision(precision, aware, representative_data)
+    _check_io_dtype(io_dtype, precision)
     examples = examples_of(model, representative_data)
     plain = _in_float32(with_constants(model) if aware else model)
     # Spread over the data, which may be sorted by class.
@@ -142,12 +161,18 @@ def write_litert(
     needs_ranges = precision == "int8" and not aware
     try:
         content, outputs = convert(
-            plain, precision, examples if needs_ranges else None, test_inputs
+            plain,
+            precision,
+            examples if needs_ranges else None,
+            test_inputs,
+            io_dtype,
         )
     except LoopError:
         with_ranges = _calibrated(plain, examples)
         aware = True
-        content, outputs = convert(with_ranges, precision, None, test_inputs)
+        content, outputs = convert(
+            with_ranges, precision, None, test_inputs, io_dtype
+        )
     _check_outputs(outputs, plain, precision, test_inputs)
     _files.write(path, lambda out: out.write(content))
     return notes_on(content, plain, aware) if precision == "int8" else []
@@ -206,6 +231,15 @@ def _check_precision(precision, aware, representative_data):
             "inputs as in training, for the ranges of activations. "
             "Received: representative_data=None"
         )
+
+
+def _check_io_dtype(io_dtype, precision):
+    if io_dtype == "float32" or (io_dtype, precision) == ("int8", "int8"):
+        return
+    raise ValueError(
+        '`io_dtype` must be "float32", or "int8" with `precision="int8"`. '
+        f"Received: io_dtype={io_dtype!r}, precision={precision!r}"
+    )
 
 
 def examples_of(model: keras.Model, data: Any) -> list[np.ndarray]:

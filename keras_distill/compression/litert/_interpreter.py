@@ -31,11 +31,38 @@ def run_file(
         inputs: an array of examples for each input.
     """
     runner = interpreter(content).get_signature_runner(SIGNATURE)
+    takes, returns = runner.get_input_details(), runner.get_output_details()
     results = [
-        runner(**{name: array[None] for name, array in zip(names, arrays)})
+        runner(
+            **{
+                name: _quantized(array[None], takes[name])
+                for name, array in zip(names, arrays)
+            }
+        )
         for arrays in zip(*inputs)
     ]
     return [
-        np.concatenate([result[f"output_{i}"] for result in results])
+        _dequantized(
+            np.concatenate([result[f"output_{i}"] for result in results]),
+            returns[f"output_{i}"],
+        )
         for i in range(len(results[0]))
     ]
+
+
+def _quantized(values, detail):
+    """Return floats as the integers that a file with an int8 input takes."""
+    if values.dtype.kind != "f" or detail["dtype"] != np.int8:
+        return values
+    scale, zero_point = detail["quantization"]
+    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(
+        "int8"
+    )
+
+
+def _dequantized(values, detail):
+    """Return the floats that integers of an output in int8 stand for."""
+    scale, zero_point = detail["quantization"]
+    if detail["dtype"] != np.int8 or not scale:
+        return values
+    return (values.astype("float32") - zero_point) * np.float32(scale)
