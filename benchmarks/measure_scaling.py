@@ -8,6 +8,7 @@ cores share caches, and may be threads of one core.
 The processes are started for each round, and time their steps at the same time.
 """
 
+import functools
 import json
 import os
 import socket
@@ -69,8 +70,19 @@ def _row(title, times, reference):
 
 def _seconds(count, what, smoke, connected=True):
     """Return the seconds of a step, of the slower process."""
+    if smoke:  # one start for all
+        return _smoke_seconds()
+    return _seconds_of(count, what, "full", connected)
+
+
+@functools.cache
+def _smoke_seconds():
+    return _seconds_of(2, "many", "smoke", True)
+
+
+def _seconds_of(count, what, length, connected):
     command = [sys.executable, "-W", "ignore", "-m", __name__, what]
-    command += [str(count if connected else 1), "smoke" if smoke else "full"]
+    command += [str(count if connected else 1), length]
     cores = sorted(os.sched_getaffinity(0))[:count]
     ports = _free_ports(count)
     started = [
@@ -200,7 +212,11 @@ def _train(what, count, smoke):
     fit()
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(statistics.median(fit() for _ in range(fits))))
+    print(json.dumps(statistics.median(fit() for _ in range(fits))), flush=True)
+    if keras.backend.backend() == "torch" and count > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

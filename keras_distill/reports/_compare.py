@@ -13,6 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
+from keras_distill._graphs._inference import infer
+from keras_distill._graphs._macs import count_macs
 from keras_distill.compression.litert._arena import arena_bytes
 from keras_distill.compression.litert._arena import micro_is_installed
 from keras_distill.reports._arguments import check_precisions
@@ -20,10 +22,8 @@ from keras_distill.reports._arguments import named_models
 from keras_distill.reports._arguments import samples_for_ranges
 from keras_distill.reports._comparison import Comparison
 from keras_distill.reports._costs import energies
-from keras_distill.reports._costs import infer
 from keras_distill.reports._costs import peak_activation_bytes
 from keras_distill.reports._labels_and_metrics import check_data
-from keras_distill.reports._macs import count_macs
 from keras_distill.reports._measure import measure_latency
 from keras_distill.reports._measure import measure_quality
 from keras_distill.reports._measure import write_files

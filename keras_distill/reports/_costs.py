@@ -1,23 +1,21 @@
 """The costs of one inference, computed from the graph: memory and energy.
 
-`infer` lists the calls of one inference. MACs are counted in `_macs.py`.
+The calls of one inference are listed in `_graphs/_inference.py`, and their MACs
+are counted in `_graphs/_macs.py`.
 """
 
 import math
 from collections.abc import Iterable
 from typing import Any
-from typing import NamedTuple
 
-import keras
 from keras import layers
-from keras import tree
 
 from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
 from keras_distill._graphs._elementwise import is_elementwise_operation
-from keras_distill._graphs._walk import has_graph
-from keras_distill._graphs._walk import nodes
-from keras_distill.reports._macs import Macs
+from keras_distill._graphs._inference import Call
+from keras_distill._graphs._inference import Inference
+from keras_distill._graphs._macs import Macs
 
 _IN_PLACE = (
     *LAYERS,
@@ -34,78 +32,6 @@ _FLOAT32 = {"multiply": 3.7, "add": 0.9}
 # Products of 8 bits, summed in 32 bits.
 _INT8 = {"multiply": 0.2, "add": 0.1}
 _SRAM, _DRAM = 5.0, 640.0
-
-
-class Call(NamedTuple):
-    """One call of a layer or operation.
-
-    A tensor that several calls read is the same object in each of them.
-
-    Attributes:
-        operation: a layer that is not a model, or an operation of `keras.ops`.
-        arguments: `(args, kwargs)`, with symbolic tensors of batch size 1.
-        outputs: list of such tensors.
-    """
-
-    operation: keras.Operation
-    arguments: tuple
-    outputs: list
-
-    @property
-    def inputs(self) -> list[keras.KerasTensor]:
-        """The tensors among the arguments."""
-        return [
-            leaf
-            for leaf in tree.flatten(self.arguments)
-            if isinstance(leaf, keras.KerasTensor)
-        ]
-
-
-class Inference(NamedTuple):
-    """The computation of a model for one sample.
-
-    Attributes:
-        inputs: list of the input tensors.
-        calls: list of `Call`, in order of computation.
-        outputs: list of the output tensors.
-    """
-
-    inputs: list
-    calls: list
-    outputs: list
-
-
-def infer(model: keras.Model) -> Inference:
-    """Return the inference of a model, with the calls in nested models.
-
-    Nothing is computed. Shapes are inferred again along the graph, because the
-    tensors of nested models may have unknown shapes.
-    """
-    inputs = [
-        keras.KerasTensor((1, *tensor.shape[1:]), tensor.dtype)
-        for tensor in model.inputs
-    ]
-    calls: list[Call] = []
-    return Inference(inputs, calls, _follow(model, inputs, calls))
-
-
-def _follow(graph, inputs, calls):
-    """Return the outputs of a graph, and append its calls to `calls`."""
-    known = {id(old): new for old, new in zip(graph.inputs, inputs)}
-    for node in nodes(graph):
-        if not node.input_tensors:
-            continue
-        args, kwargs = node.arguments.fill_in(known)
-        call = Call(node.operation, (args, kwargs), [])
-        if has_graph(call.operation):
-            outputs = _follow(call.operation, call.inputs, calls)
-        else:
-            outputs = call.operation.compute_output_spec(*args, **kwargs)
-            call.outputs.extend(tree.flatten(outputs))
-            calls.append(call)
-            outputs = call.outputs
-        known.update(zip(map(id, node.output_tensors), outputs))
-    return [known[id(tensor)] for tensor in graph.outputs]
 
 
 def peak_activation_bytes(inference: Inference) -> int:

@@ -227,7 +227,7 @@ def test_a_packed_model(tmp_path):
 def returning(monkeypatch, outputs_of, content=b"new"):
     """Make the converter return a file with wrong outputs."""
 
-    def convert(model, precision, examples, tried):
+    def convert(model, precision, examples, tried, io_dtype):
         return content, outputs_of(model, tried)
 
     monkeypatch.setattr(_export_litert, "convert", convert)

@@ -59,8 +59,11 @@ def test_int8_inputs_and_outputs(tmp_path, aware):
     raw = outputs_of_file(path, quantized.astype("int8"))
     for index, output in enumerate(run_file(path.read_bytes(), ["image"], [X])):
         scale, zero_point = scales(path)[f"output_{index}"]
+        # The two interpreters may round differently.
         np.testing.assert_allclose(
-            output, scale * (raw[index].astype("float32") - zero_point)
+            output,
+            scale * (raw[index].astype("float32") - zero_point),
+            atol=1.01 * scale,
         )
         error = np.abs(output - expected[index]).max()
         assert error < 0.05 * np.ptp(expected[index]) + 1 / 128
@@ -124,15 +127,16 @@ def test_the_interpreter_of_microcontrollers_agrees(tmp_path):
     with pytest.raises(RuntimeError, match="llocat"):
         runtime.Interpreter.from_bytes(content, arena_size=arena - 64)
     micro = runtime.Interpreter.from_bytes(content, arena_size=2**20)
-    expected = run_file(content, ["image"], [X])
+    by_size = {
+        rows.shape[-1]: rows for rows in run_file(content, ["image"], [X])
+    }
     for index, image in enumerate(X):
         micro.set_input(image[None], 0)
         micro.invoke()
-        for output, rows in enumerate(expected):
+        for output in map(micro.get_output, range(2)):
+            rows = by_size[output.shape[-1]]
             step = np.ptp(rows) / 100
-            np.testing.assert_allclose(
-                micro.get_output(output)[0], rows[index], atol=step
-            )
+            np.testing.assert_allclose(output[0], rows[index], atol=step)
 
 
 @tensorflow_only

@@ -11,11 +11,11 @@ from common import to_numpy
 from keras import layers
 from keras import ops
 
+from keras_distill._graphs._inference import infer
+from keras_distill._graphs._macs import Macs
+from keras_distill._graphs._macs import count_macs
 from keras_distill.reports._costs import energies
-from keras_distill.reports._costs import infer
 from keras_distill.reports._costs import peak_activation_bytes
-from keras_distill.reports._macs import Macs
-from keras_distill.reports._macs import count_macs
 
 # Costs are counted on symbolic tensors.
 pytestmark = pytest.mark.one_backend("torch")

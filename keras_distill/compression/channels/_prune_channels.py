@@ -27,13 +27,20 @@ from keras_distill.compression.channels._importance import score_channels
 from keras_distill.compression.channels._layer_rules import rule_for
 from keras_distill.compression.channels._ratios import check_ratio
 from keras_distill.compression.channels._ratios import ratios_of
+from keras_distill.compression.channels._targets import check_target
+from keras_distill.compression.channels._targets import fewest_removed
+from keras_distill.compression.channels._targets import removal_order
 
 
 def prune_channels(
     model: keras.Model,
-    ratio: float | dict[str, float],
+    ratio: float | dict[str, float] | None = None,
     importance: Importance = "l1",
     exclude: str | Sequence[str] = (),
+    *,
+    macs: int | None = None,
+    parameters: int | None = None,
+    scope: str = "group",
 ) -> keras.Model:
     """Return a copy of a model without its least important channels.
 
@@ -41,7 +48,8 @@ def prune_channels(
     weights that depend on them. Channels that are added or multiplied can only
     be removed together. A *group* is the set of channels that the same layers
     make. In each group, the share `ratio` with the lowest scores is removed,
-    rounded to a whole number. At least one channel is kept.
+    rounded to a whole number. At least one channel is kept. With `macs` or
+    `parameters`, as few channels are removed as the limit allows.
 
     The copy computes what `model` computes if the removed channels are zero
     wherever they are read. Usually it is trained again; see
@@ -67,7 +75,8 @@ def prune_channels(
         ratio: float in [0, 1), the share of each group to remove; or a dict of
             ratios by layer. Layers without a ratio are not pruned. A group has
             the ratio of any of its layers; layers of one group must not have
-            different ratios.
+            different ratios. Pass exactly one of `ratio`, `macs` and
+            `parameters`.
         importance: the score of a channel.
             `"l1"`: the sum of the absolute weights of its filter, over all
             layers of the group.
@@ -78,6 +87,15 @@ def prune_channels(
             layer. Scores of coupled channels are added. A group without scores
             is not pruned.
         exclude: a layer whose outputs keep all channels, or a list of layers.
+        macs: int, the maximum number of multiply-accumulate operations of the
+            copy, as `compare` counts them.
+        parameters: int, the maximum number of its weights, with the statistics
+            of normalizations.
+        scope: `"group"`: every group loses the same share of its channels.
+            `"global"`: the channels with the lowest scores of all groups are
+            removed, so that groups lose different shares; a score counts
+            relative to the mean score of its group. `ratio` is then the share
+            of all channels.
 
     Layers are named by name or path, `"conv_1"` or `"backbone/conv_1"`. In
     `ratio` and `exclude`, the name of a nested model stands for all layers in
@@ -92,7 +110,8 @@ def prune_channels(
         ValueError: if the model has no layer graph (subclassed models, models
             with a custom `call`, Sequential models without an input), if layers
             share a variable, if an argument is not as described, if no channel
-            can be removed, or if coupled layers have different ratios.
+            can be removed, if coupled layers have different ratios, or if a
+            limit cannot be reached.
 
     Example:
 
@@ -112,7 +131,8 @@ def prune_channels(
     ```
     """
     model = model_to_rebuild("prune_channels", model)
-    ratios = check_ratio(model, ratio)
+    limit = check_target(ratio, scope, {"macs": macs, "parameters": parameters})
+    ratios = check_ratio(model, 0.0 if ratio is None else ratio)
     excluded = {
         layer
         for named in find_layers(model, exclude, "exclude")
@@ -120,25 +140,42 @@ def prune_channels(
     }
     coupling = couple(model, rule_for, excluded)
     scores = score_channels(importance, model, coupling)
-    kept = _kept_channels(coupling, scores, ratios)
-    return _pruned_copy(model, coupling, kept)
-
-
-def _kept_channels(coupling, scores, ratio):
-    """Return an array of bools: whether to keep the channel of each number."""
     groups = {
         makers: group
         for makers, group in _groups(coupling).items()
         if len(group) > 1 and not np.isnan(scores[group]).all()
     }
-    ratios = ratios_of(groups, ratio)
-    roots = coupling.roots()
-    kept = np.ones(len(roots), bool)
+    ratios_by_group = ratios_of(groups, ratios)
+    if limit is None and scope == "group":
+        removed = _lowest(groups, scores, ratios_by_group)
+        return _without(model, coupling, removed)
+    order = removal_order(list(groups.values()), scores, scope)
+
+    def model_without(number):
+        return _without(model, coupling, order[:number])
+
+    if limit is not None:
+        return fewest_removed(len(order), model_without, limit)
+    share = float(ratios)  # type: ignore[arg-type]
+    return model_without(round(share * sum(map(len, groups.values()))))
+
+
+def _lowest(groups, scores, ratios):
+    """Return the channels with the lowest scores of each group."""
+    removed = []
     for makers, group in groups.items():
         count = min(round(ratios[makers] * len(group)), len(group) - 1)
         lowest = np.argsort(scores[group], kind="stable")[:count]
-        kept[np.array(group)[lowest]] = False
-    return kept[roots]
+        removed += np.array(group)[lowest].tolist()
+    return removed
+
+
+def _without(model, coupling, removed):
+    """Return a copy of a model without channels, given by their roots."""
+    roots = coupling.roots()
+    kept = np.ones(len(roots), bool)
+    kept[removed] = False
+    return _pruned_copy(model, coupling, kept[roots])
 
 
 def _groups(coupling):

@@ -1,0 +1,81 @@
+"""The calls of one inference of a model, with symbolic tensors."""
+
+from typing import NamedTuple
+
+import keras
+from keras import tree
+
+from keras_distill._graphs._walk import has_graph
+from keras_distill._graphs._walk import nodes
+
+
+class Call(NamedTuple):
+    """One call of a layer or operation.
+
+    A tensor that several calls read is the same object in each of them.
+
+    Attributes:
+        operation: a layer that is not a model, or an operation of `keras.ops`.
+        arguments: `(args, kwargs)`, with symbolic tensors of batch size 1.
+        outputs: list of such tensors.
+    """
+
+    operation: keras.Operation
+    arguments: tuple
+    outputs: list
+
+    @property
+    def inputs(self) -> list[keras.KerasTensor]:
+        """The tensors among the arguments."""
+        return [
+            leaf
+            for leaf in tree.flatten(self.arguments)
+            if isinstance(leaf, keras.KerasTensor)
+        ]
+
+
+class Inference(NamedTuple):
+    """The computation of a model for one sample.
+
+    Attributes:
+        inputs: list of the input tensors.
+        calls: list of `Call`, in order of computation.
+        outputs: list of the output tensors.
+    """
+
+    inputs: list
+    calls: list
+    outputs: list
+
+
+def infer(model: keras.Model) -> Inference:
+    """Return the inference of a model, with the calls in nested models.
+
+    Nothing is computed. Shapes are inferred again along the graph, because the
+    tensors of nested models may have unknown shapes.
+    """
+    inputs = [
+        keras.KerasTensor((1, *tensor.shape[1:]), tensor.dtype)
+        for tensor in model.inputs
+    ]
+    calls: list[Call] = []
+    return Inference(inputs, calls, _follow(model, inputs, calls))
+
+
+def _follow(graph, inputs, calls):
+    """Return the outputs of a graph, and append its calls to `calls`."""
+    known = {id(old): new for old, new in zip(graph.inputs, inputs)}
+    for node in nodes(graph):
+        if not node.input_tensors:
+            continue
+        args, kwargs = node.arguments.fill_in(known)
+        call = Call(node.operation, (args, kwargs), [])
+        if has_graph(call.operation):
+            outputs = _follow(call.operation, call.inputs, calls)
+        else:
+            outputs = call.operation.compute_output_spec(*args, **kwargs)
+            call.outputs.extend(tree.flatten(outputs))
+            calls.append(call)
+            outputs = call.outputs
+        known.update(zip(map(id, node.output_tensors), outputs))
+    return [known[id(tensor)] for tensor in graph.outputs]

@@ -1,0 +1,124 @@
+"""Pruning to a number of MACs or parameters, and over all groups."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from common import to_numpy
+from coupled_layers import WHOLE
+from coupled_layers import classifier
+from coupled_layers import widths
+from keras import layers
+from reference import pruning as reference
+
+from keras_distill import compare
+from keras_distill.compression import prune_channels
+
+# Targets are arithmetic on the layers of a graph.
+pytestmark = pytest.mark.one_backend("torch")
+
+
+def figures(model):
+    return compare([model], litert=()).to_dict()[model.name]
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+@pytest.mark.parametrize("name", ["macs", "parameters"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_the_limit_is_reached_with_as_few_channels_as_possible(
+    scope, name, share
+):
+    model = classifier()
+    limit = int(share * figures(model)[name])
+    arguments = {name: limit, "scope": scope}
+    difference, small = reference.largest_difference(
+        model,
+        lambda m: prune_channels(m, importance=reference.scores, **arguments),
+    )
+    assert difference < 1e-4
+    assert figures(small)[name] <= limit
+    # Each channel fewer would miss it: try all shares of channels.
+    removed = sum(WHOLE.values()) - sum(widths(small).values())
+    for ratio in np.linspace(0, 0.99, 100):
+        other = prune_channels(model, ratio, reference.scores, scope=scope)
+        fewer = sum(WHOLE.values()) - sum(widths(other).values()) < removed
+        assert not (fewer and figures(other)[name] <= limit)
+
+
+def test_a_model_within_the_limit_is_only_copied():
+    model = classifier()
+    small = prune_channels(model, macs=10**9)
+    assert widths(small) == WHOLE
+    for one, two in zip(small.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_limit_that_cannot_be_reached_says_what_can():
+    model = classifier()
+    with pytest.raises(ValueError, match="can make has") as error:
+        prune_channels(model, parameters=10)
+    (smallest,) = re.findall(r"has ([0-9,]+) parameters", str(error.value))
+    smallest = int(smallest.replace(",", ""))
+    small = prune_channels(model, parameters=smallest)
+    assert small.count_params() == smallest
+    with pytest.raises(ValueError, match="can make has"):
+        prune_channels(model, parameters=smallest - 1)
+
+
+def test_the_lowest_scores_of_all_groups_go():
+    """Scores count relative to the mean of their group."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, name="a")(inputs)
+    outputs = layers.Dense(2)(layers.Dense(8, name="b")(x))
+    model = keras.Model(inputs, outputs)
+    scores = {
+        "a": 1000 * np.array([1.0, 1, 1, 1, 1, 1, 1, 1]),
+        "b": np.array([0.1, 0.1, 0.1, 0.1, 2, 2, 2, 2.0]),
+    }
+    small = prune_channels(model, 0.25, scores, scope="global")
+    assert widths(small)["a"] == 8 and widths(small)["b"] == 4
+    kept = to_numpy(small.get_layer("b").kernel)
+    np.testing.assert_array_equal(
+        kept, to_numpy(model.get_layer("b").kernel)[:, 4:]
+    )
+    # A group never loses its best channel.
+    small = prune_channels(model, 0.99, scores, scope="global")
+    assert widths(small)["a"] == widths(small)["b"] == 1
+    nothing = dict.fromkeys("ab", np.zeros(8))
+    small = prune_channels(model, 0.5, nothing, scope="global")
+    assert sum(widths(small).values()) == 2 + 8
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "exactly one of `ratio`, `macs` and `parameters`. Received: {}"),
+        ({"ratio": 0.5, "macs": 10}, "exactly one"),
+        ({"macs": 0.5}, "`macs` must be a whole number"),
+        ({"parameters": 0}, "`parameters` must be"),
+        ({"ratio": 0.5, "scope": "layer"}, "`scope` must be 'group' or"),
+        ({"ratio": {"last": 0.5}, "scope": "global"}, "requires scope='group'"),
+    ],
+)
+def test_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prune_channels(classifier(), **arguments)
+
+
+class Unknown(layers.Layer):
+    def build(self, input_shape):
+        self.scale = self.add_weight((input_shape[-1],))
+
+    def call(self, inputs):
+        return self.scale * inputs
+
+
+def test_macs_that_are_unknown():
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(2)(Unknown()(layers.Dense(8)(inputs)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(outputs)))
+    with pytest.raises(ValueError, match="MACs of some layers are unknown"):
+        prune_channels(model, macs=10)
+    small = prune_channels(model, parameters=model.count_params() - 5)
+    assert small.count_params() < model.count_params()
