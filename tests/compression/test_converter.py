@@ -74,6 +74,12 @@ def sequences(model, count=64):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
+JOBS = [
+    ("int8", "recurrent"),
+    ("int8", "convolutional"),
+    ("int8", "mapped"),
+    ("float16", "recurrent"),
+]
 ALL = textwrap.dedent(
     """
     import sys
@@ -84,53 +90,37 @@ ALL = textwrap.dedent(
     import test_converter as t
 
     warnings.simplefilter("ignore")
-    for kind in {kinds!r}:
+    for precision, kind in t.JOBS:
         model = getattr(t, kind)()
         x = t.sequences(model)
-        path = {folder!r} + "/" + kind
-        t.export_litert(model, path, {precision!r}, representative_data=x)
+        path = {folder!r} + "/" + precision + kind
+        t.export_litert(model, path, precision, representative_data=x)
         np.savez(path + ".npz", x=x, y=model.predict(x, verbose=0))
     print("alive")
     """
 )
 
 
-def export_in_a_process(folder, kinds, precision):
+# On other backends, it starts two processes for each model.
+@tensorflow_only
+def test_recurrent_models_leave_the_process_alive(tmp_path):
     here = str(pathlib.Path(__file__).parent)
-    code = ALL.format(
-        here=here, folder=str(folder), kinds=kinds, precision=precision
-    )
-    return subprocess.run(
-        command("-c", code),
+    done = subprocess.run(
+        command("-c", ALL.format(here=here, folder=str(tmp_path))),
         env=environment(),
         capture_output=True,
         text=True,
     )
-
-
-# On other backends, each test starts two processes.
-@tensorflow_only
-@pytest.mark.parametrize(
-    "precision, kinds",
-    [
-        ("int8", ["recurrent"]),
-        pytest.param(
-            "int8", ["convolutional", "mapped"], marks=tensorflow_only
-        ),
-        pytest.param("float16", ["recurrent"], marks=tensorflow_only),
-    ],
-)
-def test_recurrent_models_leave_the_process_alive(precision, kinds, tmp_path):
-    done = export_in_a_process(tmp_path, kinds, precision)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-1] == "alive"
-    for kind in kinds:
-        with np.load(tmp_path / f"{kind}.npz") as arrays:
+    for precision, kind in JOBS:
+        path = tmp_path / f"{precision}{kind}"
+        with np.load(f"{path}.npz") as arrays:
             x, expected = arrays["x"], arrays["y"]
-        (output,) = outputs_of_file(tmp_path / kind, x)
+        (output,) = outputs_of_file(path, x)
         limit = 0.05 if precision == "int8" else 0.005
         assert np.abs(output - expected).max() < limit * np.ptp(expected)
-        operations = operations_in(tmp_path / kind)
+        operations = operations_in(path)
         assert "WHILE" in operations
         assert ("QUANTIZE" in operations) == (precision == "int8")
 
