@@ -11,7 +11,6 @@ The processes are started for each round, and time their steps at the same time.
 import functools
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 from keras import ops
 
 from benchmarks import models
+from benchmarks import processes
 from keras_distill import Distiller
 
 ROUNDS, FITS, STEPS = 5, 5, 40
@@ -84,7 +84,7 @@ def _seconds_of(count, what, length, connected):
     command = [sys.executable, "-W", "ignore", "-m", __name__, what]
     command += [str(count if connected else 1), length]
     cores = sorted(os.sched_getaffinity(0))[:count]
-    ports = _free_ports(count)
+    ports = processes.free_ports(count)
     started = [
         subprocess.Popen(
             command,
@@ -106,34 +106,11 @@ def _seconds_of(count, what, length, connected):
     return max(json.loads(result.splitlines()[-1]) for result in results)
 
 
-def _free_ports(count):
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def _environment(rank, ports):
-    """Return the environment in which a process finds the others."""
+    """Return the environment of a process, which finds the others by ports."""
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     if len(ports) > 1:
-        hosts = [f"localhost:{port}" for port in ports]
-        own |= {
-            "TF_CONFIG": json.dumps(
-                {
-                    "cluster": {"worker": hosts},
-                    "task": {"type": "worker", "index": rank},
-                }
-            ),
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": hosts[0],
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(ports)),
-            "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(ports[0]),
-            "WORLD_SIZE": str(len(ports)),
-            "RANK": str(rank),
-        }
+        own |= processes.variables_of(rank, ports)
     return {**os.environ, **own}
 
 

@@ -55,7 +55,7 @@ Attributes that many files read:
   `_graphs/_copier.py`, `_graphs/_outputs.py`). Without them, no layer of a
   model could be replaced, and the last activation would be unknown.
 - `Node.operation`, `.arguments`, `.input_tensors`, `.outputs`, `.is_input`: one
-  call of a layer (`_graphs/`, `compression/channels/`, `reports/_costs.py`).
+  call of a layer (`_graphs/`, `compression/channels/`).
 - Of optimizers `_variables`, `_track_variable`, `_trainable_variables`,
   `_model_variables_moving_average`: state inside a compiled step
   (`compression/weights/_optimizer_hook.py`). Without them, zeros and shared
@@ -70,7 +70,7 @@ Behaviour that is not documented:
 - `type(model).call.__qualname__` is `"Functional.call"` or `"Sequential.call"`
   if the graph is all that a model computes (`_graphs/_walk.py`).
 - Operations have no public class, so they are recognised by the names of their
-  classes (`_graphs/_elementwise.py`, `reports/_macs.py`). An unknown operation
+  classes (`_graphs/_elementwise.py`, `_graphs/_macs.py`). An unknown operation
   keeps all channels, and its costs are unknown.
 - The state of a random generator is a variable named `"seed_generator_state"`
   (`compression/packing/_words.py`).

@@ -16,7 +16,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture
 def report(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import report
 
     return report
@@ -89,7 +88,6 @@ MEASUREMENTS = {
 
 
 def test_no_benchmark_is_forgotten(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import run
 
     tested = [*ON_EVERY_BACKEND, *itertools.chain(*MEASUREMENTS.values())]
@@ -97,7 +95,6 @@ def test_no_benchmark_is_forgotten(monkeypatch):
 
 
 def test_every_benchmark_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import run
 
     out = tmp_path / "results.json"

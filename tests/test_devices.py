@@ -4,12 +4,10 @@ Virtual devices have to be asked for before a backend starts, and processes have
 to be connected, so each run is a program of its own.
 """
 
-import json
 import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -21,6 +19,9 @@ from common import BACKEND
 from programs import TESTS
 from programs import command
 from programs import environment
+
+from benchmarks.processes import free_ports
+from benchmarks.processes import variables_of
 
 # The engines of each backend with the devices of one process, and the engine of
 # two processes. On PyTorch, each device has a process of its own. TensorFlow
@@ -43,40 +44,16 @@ GONE = {
 }
 
 
-def free_ports(count):
-    """Return ports of this machine that nobody uses."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("localhost", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def environments(processes, devices=1):
     """Return, for each process, how its engine is told of the others."""
     ports = free_ports(processes)
-    hosts = [f"localhost:{port}" for port in ports]
     for rank in range(processes):
         own = {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "OMP_NUM_THREADS": "1",
         }
         if processes > 1:
-            task = {"type": "worker", "index": rank}
-            own |= {
-                "TF_CONFIG": json.dumps(
-                    {"cluster": {"worker": hosts}, "task": task}
-                ),
-                "KERAS_DISTRIBUTION_JOB_ADDRESSES": hosts[0],
-                "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
-                "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": str(ports[0]),
-                "WORLD_SIZE": str(processes),
-                "RANK": str(rank),
-            }
+            own |= variables_of(rank, ports)
         yield environment(**own)
 
 

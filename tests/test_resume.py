@@ -1,5 +1,6 @@
 """`Resume`: a killed run ends, bit for bit, like one that never stopped."""
 
+import contextlib
 import resource
 import signal
 import subprocess
@@ -472,32 +473,28 @@ def test_kill_9_and_sigterm_and_two_processes(tmp_path):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
     """The system refuses to write more than 20 kB: `EFBIG`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.one_backend("torch")
-def test_a_full_disk_leaves_the_states_before(tmp_path, small_files):
+def test_a_full_disk_leaves_the_states_before(tmp_path):
     """The weights of this Distiller take more than 20 kB, other files less."""
     data = DATA["arrays"]
     whole = run(distiller, data)
     killed(distiller, data, tmp_path, kill_after=9)
     before = states(tmp_path)
-    small_files()
-    with pytest.raises(OSError, match="The states before it are intact"):
+    intact = pytest.raises(OSError, match="The states before it are intact")
+    with small_files(), intact:
         run(distiller, data, tmp_path)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    )
     assert states(tmp_path) == before
     assert_equal(run(distiller, data, tmp_path), whole)

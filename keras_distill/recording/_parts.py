@@ -110,7 +110,7 @@ def _all_parts(folder):
     _, count = first["part"]
     manifests = []
     for number in range(count):
-        manifest = _manifest(folder, number)
+        manifest = _manifest(folder, number) if number else first
         if manifest is None or not manifest["finished"]:
             raise ValueError(
                 f"The recording at {folder} is not finished: part {number} of "

@@ -131,10 +131,10 @@ def record_teacher(
     batch_size = _arguments.positive_int("batch_size", batch_size)
     replicas = _arguments.positive_int("replicas", replicas)
     part = _parts.check_part(part)
-    folder = _parts.folder_of_part(folder_of(path), part)
     storage_dtype = _checked_storage_dtype(storage_dtype, predicts)
     _check_predicts(predicts)
     top_k = _checked_top_k(top_k, predicts)
+    folder = _parts.folder_of_part(folder_of(path), part)
     if augment is not None and not isinstance(augment, ConsistentAugment):
         augment = ConsistentAugment(augment)
     live_teacher = LiveTeacher(

@@ -94,6 +94,7 @@ def test_the_lowest_scores_of_all_groups_go():
     "arguments, message",
     [
         ({}, "exactly one of `ratio`, `macs` and `parameters`. Received: {}"),
+        ({"ratio": None}, "exactly one"),
         ({"ratio": 0.5, "macs": 10}, "exactly one"),
         ({"macs": 0.5}, "`macs` must be a whole number"),
         ({"parameters": 0}, "`parameters` must be"),

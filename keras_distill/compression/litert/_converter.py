@@ -58,7 +58,7 @@ def convert(
     precision: str,
     examples: list[np.ndarray] | None,
     test_inputs: list[np.ndarray],
-    io_dtype: str = "float32",
+    io_dtype: str,
 ) -> tuple[bytes, list[np.ndarray]]:
     """Convert a model to a LiteRT file, and run the file.
 

@@ -5,7 +5,6 @@ training on the device, inputs of unknown shape, and batches.
 """
 
 import os
-import pathlib
 import warnings
 from typing import Any
 
@@ -125,12 +124,9 @@ def export_litert(
     export_litert(student, "student.tflite", precision="dynamic_int8")
     ```
     """
-    if c_array is not None:
-        c_array = _files.writable(c_array)
-    notes = write_litert(model, path, precision, representative_data, io_dtype)
-    if c_array is not None:
-        code = as_c_array(pathlib.Path(path).read_bytes(), c_array.name)
-        _files.write(c_array, lambda out: out.write(code.encode()))
+    notes = write_litert(
+        model, path, precision, representative_data, io_dtype, c_array
+    )
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
@@ -141,10 +137,12 @@ def write_litert(
     precision: str,
     representative_data: Any,
     io_dtype: str = "float32",
+    c_array: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Export a model as `export_litert`, and return warnings instead."""
     _check_installed()
     path = _files.writable(path)
+    code_path = None if c_array is None else _files.writable(c_array)
     model = student_of(model)
     _check_model(model)
     if isinstance(model, keras.Sequential):
@@ -175,6 +173,9 @@ def write_litert(
         )
     _check_outputs(outputs, plain, precision, test_inputs)
     _files.write(path, lambda out: out.write(content))
+    if code_path is not None:
+        code = as_c_array(content, code_path.name).encode()
+        _files.write(code_path, lambda out: out.write(code))
     return notes_on(content, plain, aware) if precision == "int8" else []
 
 
