@@ -51,9 +51,12 @@ def train(kind, folder):
     keras.utils.set_random_seed(7)
     data = DATA["arrays" if kind == "replay" else kind]()
     model = replayed(folder / "recording") if kind == "replay" else distiller()
-    report = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda batch, logs: print("batch", flush=True)
-    )
+
+    def print_and_wait(batch, logs):
+        print("batch", flush=True)
+        time.sleep(0.02)  # about as fast on each backend
+
+    report = keras.callbacks.LambdaCallback(on_train_batch_end=print_and_wait)
     history = model.fit(
         **data,
         epochs=EPOCHS,
@@ -82,10 +85,12 @@ def check(kind, kills):
         draw, in_writing = random.Random(0), 0
         for _ in range(kills):
             with start(kind, killed) as process:
-                process.stdout.readline()
+                process.stdout.readline()  # the first step was compiled
                 time.sleep(draw.uniform(0, 0.4))
                 process.send_signal(signal.SIGKILL)
             in_writing += (killed / "run" / "unfinished").exists()
+        assert not (killed / "end.npz").exists(), "It ended before a kill."
+        newest = sorted((killed / "run").glob("state-*"))[-1].name
         with start(kind, killed) as process:
             process.communicate()
         assert process.returncode == 0
@@ -94,7 +99,8 @@ def check(kind, kills):
                 np.testing.assert_array_equal(a[name], b[name])
     print(
         f"{keras.backend.backend()}, {kind}: {kills} kills, {in_writing} of "
-        "them while a state was written; equal bit by bit",
+        f"them while a state was written, the last in {newest}; equal bit by "
+        "bit",
         flush=True,
     )
 
