@@ -113,7 +113,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install -q -c constraints.txt uv
 
 $(VENV)/demo-installed: $(BIN)/uv pyproject.toml constraints.txt
-	$(UV_INSTALL) -p $(BIN)/python -e '.[examples]'
+	$(UV_INSTALL) -p $(BIN)/python -e '.[examples,litert,micro]'
 	@touch $@
 
 # PyTorch first, with pip, which finds the build that this machine prefers. With
@@ -124,4 +124,4 @@ $(VENV)/dev-installed: $(BIN)/uv pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist site runs demo.png demo_student.keras
+	rm -rf $(VENV) build dist site runs demo.png demo_student.*

@@ -12,6 +12,7 @@ it:
 - `resuming`: a training that goes on after it was killed.
 - `compression`: a smaller network from a given one.
 - `reports`: size, speed and accuracy side by side.
+- `shrinking`: a network that fits the budget of a device.
 """
 
 from keras_distill.views import ConsistentAugment as ConsistentAugment
@@ -37,6 +38,8 @@ from keras_distill.resuming import Resume as Resume
 from keras_distill import compression as compression
 from keras_distill.reports import compare as compare
 from keras_distill.reports import Comparison as Comparison
+from keras_distill.shrinking import shrink as shrink
+from keras_distill.shrinking import Shrunk as Shrunk
 
 __version__ = "0.1.0"
 
@@ -58,10 +61,12 @@ __all__ = [  # noqa: RUF022
     "RecordedTeacher",
     "RelationalKD",
     "Resume",
+    "Shrunk",
     "SimilarityPreserving",
     "TeacherAgreement",
     "TeacherDivergence",
     "ValueMatching",
     "compare",
     "record_teacher",
+    "shrink",
 ]

@@ -252,3 +252,9 @@ def limited_variables(limit):
         yield
     finally:
         keras.Variable._validate_shape = validate
+
+
+def is_better_if_higher(metric: keras.Metric) -> bool | None:
+    """Return whether a higher value of a metric is better, if Keras knows."""
+    direction = getattr(metric, "_direction", None)
+    return None if direction is None else direction == "up"

@@ -67,6 +67,7 @@ def test_digits(run, tmp_path):
     run("digits.py", "--smoke", "--out", tmp_path)
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     keras.models.load_model(tmp_path / "demo_student.keras")
+    assert 10_000 < (tmp_path / "demo_student.tflite").stat().st_size <= 20_000
 
 
 def test_torch_teacher(run, tmp_path):

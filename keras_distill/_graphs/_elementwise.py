@@ -83,6 +83,11 @@ def is_elementwise(activation: Any) -> bool:
     )
 
 
+def is_elementwise_layer(layer: Any) -> bool:
+    """Return whether a layer of Keras, or of this package, is elementwise."""
+    return isinstance(layer, LAYERS) or getattr(layer, "is_elementwise", False)
+
+
 def is_elementwise_operation(operation: Any) -> bool:
     """Return whether an operation of Keras is elementwise.
 

@@ -20,6 +20,7 @@ import numpy as np
 from keras import layers
 from keras import ops
 
+from keras_distill._graphs._elementwise import is_elementwise_layer
 from keras_distill._graphs._elementwise import is_of_keras
 
 
@@ -65,6 +66,8 @@ def _products(call):
     for parent in kind.__mro__:
         if parent in _RULES:
             return _RULES[parent](call)
+    if is_elementwise_layer(call.operation):
+        return []
     return None if getattr(call.operation, "weights", ()) else []
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 from keras import layers
 
-from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
+from keras_distill._graphs._elementwise import is_elementwise_layer
 from keras_distill._graphs._elementwise import is_elementwise_operation
 from keras_distill._graphs._inference import Call
 from keras_distill._graphs._inference import Inference
 from keras_distill._graphs._macs import Macs
 
 _IN_PLACE = (
-    *LAYERS,
     layers.BatchNormalization,
     layers.Flatten,
     layers.Normalization,
@@ -81,8 +80,10 @@ def _works_in_place(call):
     operation = call.operation
     if isinstance(operation, layers.Activation):
         return is_elementwise(operation.activation)
-    return isinstance(operation, _IN_PLACE) or is_elementwise_operation(
-        operation
+    return (
+        isinstance(operation, _IN_PLACE)
+        or is_elementwise_layer(operation)
+        or is_elementwise_operation(operation)
     )
 
 

@@ -1,6 +1,5 @@
 """Measuring models: the files that they take, their speed and their quality."""
 
-import functools
 import pathlib
 import statistics
 import time
@@ -30,6 +29,7 @@ Files: TypeAlias = dict[str, pathlib.Path]
 # with disturbances by other processes.
 _SECONDS_PER_TURN = 0.02
 _WARM_UP = 5
+_SUFFIXES = {"keras": "keras", "packed": "packed"}
 
 
 def write_files(
@@ -50,28 +50,46 @@ def write_files(
         `{form: path}` of the written files, and a list of `(form, note)`: why a
         file could not be written, or a warning about a written file.
     """
-    writers = {
-        "keras": _without_optimizer(model).save,
-        "packed": functools.partial(pack, model),
-    }
-    for precision in litert:
-        writers[f"litert_{precision}"] = functools.partial(
-            write_litert,
-            model,
-            precision=precision,
-            representative_data=[samples] if precision == "int8" else None,
-        )
     paths: Files = {}
     notes = []
-    for form, write in writers.items():
-        # `save` requires this ending, the others ignore it.
-        path = folder / f"{form}.keras"
+    for form in ("keras", "packed", *(f"litert_{name}" for name in litert)):
+        path = folder / f"{form}.{_SUFFIXES.get(form, 'tflite')}"
         try:
-            notes += [(form, note) for note in write(path) or ()]
+            notes += [
+                (form, note) for note in write_form(model, path, form, samples)
+            ]
             paths[form] = path
         except (RuntimeError, ValueError) as error:
             notes.append((form, str(error)))
     return paths, notes
+
+
+def write_form(
+    model: keras.Model,
+    path: pathlib.Path,
+    form: str,
+    samples: list[np.ndarray],
+) -> list[str]:
+    """Write a model in one form, and return warnings.
+
+    Args:
+        model, samples: as in `write_files`.
+        path: path of the file.
+        form: `"keras"`, `"packed"`, or `"litert_"` and a precision.
+    """
+    if form == "keras":
+        _without_optimizer(model).save(path)
+        return []
+    if form == "packed":
+        pack(model, path)
+        return []
+    precision = form.removeprefix("litert_")
+    return write_litert(
+        model,
+        path,
+        precision=precision,
+        representative_data=[samples] if precision == "int8" else None,
+    )
 
 
 def _without_optimizer(model):

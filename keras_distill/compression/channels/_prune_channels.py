@@ -7,29 +7,20 @@ result is a plain model without masks, so it is smaller and faster on any
 device.
 """
 
-import collections
-import operator
 from collections.abc import Sequence
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_distill._graphs._copier import Copier
-from keras_distill._graphs._copier import copy_trainable_flags
-from keras_distill._graphs._copier import new_layer
-from keras_distill._graphs._layers import find_layers
-from keras_distill._graphs._layers import layers_inside
-from keras_distill.compression._models import model_to_rebuild
-from keras_distill.compression.channels._coupling import couple
 from keras_distill.compression.channels._importance import Importance
-from keras_distill.compression.channels._importance import score_channels
-from keras_distill.compression.channels._layer_rules import rule_for
 from keras_distill.compression.channels._ratios import check_ratio
 from keras_distill.compression.channels._ratios import ratios_of
+from keras_distill.compression.channels._removable_channels import (
+    RemovableChannels,
+)
 from keras_distill.compression.channels._targets import check_target
-from keras_distill.compression.channels._targets import fewest_removed
 from keras_distill.compression.channels._targets import removal_order
+from keras_distill.compression.channels._targets import to_limit
 
 
 def prune_channels(
@@ -130,124 +121,24 @@ def prune_channels(
     print(teacher.count_params(), student.count_params())  # 2853 853
     ```
     """
-    model = model_to_rebuild("prune_channels", model)
     limit = check_target(ratio, scope, {"macs": macs, "parameters": parameters})
-    ratios = check_ratio(model, 0.0 if ratio is None else ratio)
-    excluded = {
-        layer
-        for named in find_layers(model, exclude, "exclude")
-        for layer in layers_inside(named)
-    }
-    coupling = couple(model, rule_for, excluded)
-    scores = score_channels(importance, model, coupling)
-    groups = {
-        makers: group
-        for makers, group in _groups(coupling).items()
-        if len(group) > 1 and not np.isnan(scores[group]).all()
-    }
-    ratios_by_group = ratios_of(groups, ratios)
+    channels = RemovableChannels(model, importance, exclude)
+    ratios = check_ratio(channels.model, 0.0 if ratio is None else ratio)
+    ratios_by_group = ratios_of(channels.groups, ratios)
     if limit is None and scope == "group":
-        removed = _lowest(groups, scores, ratios_by_group)
-        return _without(model, coupling, removed)
-    order = removal_order(list(groups.values()), scores, scope)
-
-    def model_without(number):
-        return _without(model, coupling, order[:number])
-
+        return channels.model_without(_lowest(channels, ratios_by_group))
+    order = removal_order(channels, scope)
     if limit is not None:
-        return fewest_removed(len(order), model_without, limit)
+        return to_limit(channels, order, limit)
     share = float(ratios)  # type: ignore[arg-type]
-    return model_without(round(share * sum(map(len, groups.values()))))
+    return channels.model_without(order[: round(share * channels.number)])
 
 
-def _lowest(groups, scores, ratios):
+def _lowest(channels, ratios):
     """Return the channels with the lowest scores of each group."""
     removed = []
-    for makers, group in groups.items():
+    for makers, group in channels.groups.items():
         count = min(round(ratios[makers] * len(group)), len(group) - 1)
-        lowest = np.argsort(scores[group], kind="stable")[:count]
+        lowest = np.argsort(channels.scores[group], kind="stable")[:count]
         removed += np.array(group)[lowest].tolist()
     return removed
-
-
-def _without(model, coupling, removed):
-    """Return a copy of a model without channels, given by their roots."""
-    roots = coupling.roots()
-    kept = np.ones(len(roots), bool)
-    kept[removed] = False
-    return _pruned_copy(model, coupling, kept[roots])
-
-
-def _groups(coupling):
-    """Return `{layers: roots}`: the channels that exactly these layers make.
-
-    A layer may be in several groups. It keeps at least one channel, because
-    each group does.
-    """
-    roots = coupling.roots()
-    makers = collections.defaultdict(list)
-    for layer, made in coupling.made.items():
-        for root in np.unique(roots[made.numbers]).tolist():
-            makers[root].append(layer)
-    makers.pop(0, None)
-    groups = collections.defaultdict(list)
-    for root, several in makers.items():
-        groups[tuple(several)].append(root)
-    return groups
-
-
-def _pruned_copy(model, coupling, kept):
-    """Return a copy of the model with the kept channels only."""
-
-    def replace(layer):
-        config = _smaller_config(layer, coupling, kept)
-        cuts = coupling.cuts.get(layer, {})
-        if config or not all(kept[numbers].all() for numbers in cuts.values()):
-            return [new_layer(layer, **config)]
-        return None
-
-    def shape_of(tensor):
-        channels = coupling.inputs.get(id(tensor))
-        return _smaller_shape(tensor.shape, channels, 0, kept)
-
-    copier = Copier(replace, shape_of)
-    copy = copier.copy(model)
-    for layer, (new,) in copier.replaced.items():
-        copy_trainable_flags(layer, new)
-        _copy_kept_slices(layer, new, coupling.cuts.get(layer, {}), kept)
-    return copy
-
-
-def _smaller_config(layer, coupling, kept):
-    """Return the changes in the config of a layer."""
-    if layer in coupling.made:
-        made = coupling.made[layer]
-        if not kept[made.numbers].all():
-            return {made.setting: int(kept[made.numbers].sum())}
-    if layer in coupling.shapes:
-        shape, channels = coupling.shapes[layer]
-        if not kept[channels.numbers].all():
-            return {"target_shape": _smaller_shape(shape, channels, 1, kept)}
-    return {}
-
-
-def _smaller_shape(shape, channels, offset, kept):
-    if channels is None:
-        return shape
-    shape = list(shape)
-    shape[channels.axis - offset] = int(kept[channels.numbers].sum())
-    return tuple(shape)
-
-
-def _copy_kept_slices(layer, new, cuts, kept):
-    cuts_of = collections.defaultdict(list)
-    for (weight, axis), numbers in cuts.items():
-        variable = operator.attrgetter(weight)(layer)
-        cuts_of[id(variable)].append((axis, np.flatnonzero(kept[numbers])))
-    for old, smaller in zip(layer.variables, new.variables):
-        value = ops.convert_to_numpy(old)
-        for axis, indices in cuts_of[id(old)]:
-            value = np.take(value, indices, axis)
-        # A new array: on JAX, an array that two variables hold would be donated
-        # by one of them.
-        smaller.assign(np.array(value))

@@ -9,6 +9,9 @@ import numpy as np
 from keras_distill import _arguments
 from keras_distill._graphs._inference import infer
 from keras_distill._graphs._macs import count_macs
+from keras_distill.compression.channels._removable_channels import (
+    RemovableChannels,
+)
 
 
 def check_target(
@@ -45,72 +48,87 @@ def check_target(
     return None
 
 
-def removal_order(
-    groups: list[list[int]], scores: np.ndarray, scope: str
-) -> np.ndarray:
+def removal_order(channels: RemovableChannels, scope: str) -> np.ndarray:
     """Return the channels that can be removed, the first to go first.
 
     The best channel of each group is not among them.
 
     Args:
-        groups: the channels of each group.
-        scores: the score of each channel.
+        channels: all channels of a model.
         scope: as in `prune_channels`.
     """
-    channels, keys = [np.zeros(0, "int64")], [np.zeros(0)]
-    for group in groups:
+    ordered, keys = [np.zeros(0, "int64")], [np.zeros(0)]
+    for group in channels.groups.values():
         members = np.array(group)
-        members = members[np.argsort(scores[members], kind="stable")]
+        scores = channels.scores[members]
+        members = members[np.argsort(scores, kind="stable")]
         if scope == "group":
             key = np.arange(1, len(members) + 1) / len(members)
         else:
-            mean = np.abs(scores[members]).mean()
-            key = scores[members] / (mean or 1.0)
-        channels.append(members[:-1])
+            key = np.sort(scores) / (np.abs(scores).mean() or 1.0)
+        ordered.append(members[:-1])
         keys.append(key[:-1])
     order = np.argsort(np.concatenate(keys), kind="stable")
-    return np.concatenate(channels)[order]
+    return np.concatenate(ordered)[order]
 
 
-def fewest_removed(
-    available: int,
-    model_without: Callable[[int], keras.Model],
-    limit: tuple[str, int],
+def to_limit(
+    channels: RemovableChannels, order: np.ndarray, limit: tuple[str, int]
 ) -> keras.Model:
     """Return the model without as few channels as the limit allows.
 
     Args:
-        available: how many channels can be removed.
-        model_without: function of a number of channels that returns the model
-            without the first of them.
+        channels: all channels of the model.
+        order: the channels that can be removed, the first to go first.
         limit: `(name, value)`, as `check_target` returns it.
 
     Raises:
         ValueError: if the limit cannot be reached.
     """
     name, value = limit
-    model = model_without(available)
-    if (smallest := _cost(model, name)) > value:
+    number = fewest_removed(channels, order, lambda m: cost(m, name) <= value)
+    if number is None:
+        smallest = cost(channels.model_without(order), name)
         raise ValueError(
             f"The smallest model that pruning can make has {smallest:,} "
             f"{_TITLES[name]}. Received: {name}={value}. Use a smaller model, "
             "or other methods as well."
         )
-    low, high = 0, available
+    return channels.model_without(order[:number])
+
+
+def fewest_removed(
+    channels: RemovableChannels,
+    order: np.ndarray,
+    fits: Callable[[keras.Model], bool],
+) -> int | None:
+    """Return how many channels have to go until the model fits.
+
+    Args:
+        channels: all channels of the model.
+        order: the channels that can be removed, the first to go first.
+        fits: function of a model. If a model fits, all smaller ones must.
+
+    Returns:
+        The number, or None if the smallest model does not fit.
+    """
+    if not fits(channels.model_without(order)):
+        return None
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        candidate = model_without(middle)
-        if _cost(candidate, name) <= value:
-            high, model = middle, candidate
+        if fits(channels.model_without(order[:middle])):
+            high = middle
         else:
             low = middle + 1
-    return model
+    return high
 
 
 _TITLES = {"macs": "MACs", "parameters": "parameters"}
 
 
-def _cost(model, name):
+def cost(model: keras.Model, name: str) -> int:
+    """Return the MACs or the parameters of a model."""
     if name == "parameters":
         return model.count_params()
     macs = count_macs(infer(model).calls)

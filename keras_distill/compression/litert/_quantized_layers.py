@@ -45,6 +45,9 @@ class FakeQuantization(layers.Layer):
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
+    # The tools for graphs treat it like an activation.
+    is_elementwise = True
+
     def __init__(
         self,
         momentum: float = 0.99,

@@ -1,0 +1,186 @@
+"""The budget of a device: limits, and what a model takes of them."""
+
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from keras_distill import _arguments
+from keras_distill._graphs._copier import Copier
+from keras_distill._graphs._outputs import known_inputs
+from keras_distill.compression import quantize_aware
+from keras_distill.compression.channels._targets import cost
+from keras_distill.compression.litert._arena import arena_bytes
+from keras_distill.compression.litert._arena import micro_is_installed
+from keras_distill.reports._measure import measure_latency
+from keras_distill.reports._measure import write_form
+
+_TITLES = {
+    "max_bytes": "bytes of the file",
+    "max_ms": "ms",
+    "max_macs": "MACs",
+    "max_parameters": "parameters",
+    "max_arena_bytes": "bytes of the arena",
+}
+# Known from the graph, without a file.
+_OF_GRAPHS = {"max_macs": "macs", "max_parameters": "parameters"}
+_ROUNDS = 5
+
+
+def check_limits(limits: dict[str, Any], precision: str) -> dict[str, float]:
+    """Return the limits that are given.
+
+    Raises:
+        ImportError: if a limit requires a package that is not installed.
+        ValueError: if there is none, if a limit is not a positive number, or
+            if packed files would have to run.
+    """
+    given: dict[str, float] = {
+        name: (
+            _arguments.positive_float(name, value)
+            if name == "max_ms"
+            else _arguments.positive_int(name, value)
+        )
+        for name, value in limits.items()
+        if value is not None
+    }
+    if not given:
+        raise ValueError(
+            f"A budget requires at least one of {list(limits)}. Received: none "
+            "of them"
+        )
+    of_runs = {"max_ms", "max_arena_bytes"} & given.keys()
+    if precision == "packed" and of_runs:
+        raise ValueError(
+            "A packed file is unpacked before it runs, so it has no time and "
+            f"no arena of its own. Received: precision='packed', {given}"
+        )
+    if "max_arena_bytes" in given and not micro_is_installed():
+        raise ImportError(
+            "`max_arena_bytes` requires LiteRT for Microcontrollers. Install "
+            "it with: pip install 'keras-distill[micro]'"
+        )
+    return given
+
+
+class Budget(NamedTuple):
+    """What a network may take.
+
+    Attributes:
+        limits: `{name: maximum}`, the arguments of `shrink`.
+        form: the form of the file, as in `write_form`.
+        is_aware: whether the network is trained quantization-aware. Its file
+            may differ by a few bytes from that of another network.
+        samples: arrays of inputs.
+    """
+
+    limits: dict[str, float]
+    form: str
+    is_aware: bool
+    samples: list[np.ndarray]
+
+    def costs(self, model: keras.Model) -> dict[str, float]:
+        """Return `{name: number}`, what a model takes of each limit."""
+        found: dict[str, float] = {
+            name: cost(model, key)
+            for name, key in _OF_GRAPHS.items()
+            if name in self.limits
+        }
+        if self.limits.keys() - _OF_GRAPHS.keys():
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder, "file")
+                self._write(model, path)
+                found |= self._costs_of_file(path)
+        return found
+
+    def fits(self, model: keras.Model) -> bool:
+        """Return whether a model takes no more than each limit."""
+        # Files are written only for models whose graph fits.
+        of_graph = self._replace(
+            limits={
+                name: limit
+                for name, limit in self.limits.items()
+                if name in _OF_GRAPHS
+            }
+        )
+        return not of_graph.exceeded(model) and not self.exceeded(model)
+
+    def exceeded(self, model: keras.Model) -> dict[str, float]:
+        """Return the costs that are above their limits."""
+        return {
+            name: value
+            for name, value in self.costs(model).items()
+            if value > self.limits[name]
+        }
+
+    def on_the_way(self, costs: dict[str, float], share: float) -> "Budget":
+        """Return a budget between these costs and this budget.
+
+            limit = costs ** (1 - share) * limit ** share
+
+        Args:
+            costs: those of the model at the beginning.
+            share: float in (0, 1], how far the way has been gone.
+        """
+        return self._replace(
+            limits={
+                name: max(costs[name], limit) ** (1 - share) * limit**share
+                for name, limit in self.limits.items()
+            }
+        )
+
+    def _write(self, model, path):
+        model = _as_if_trained(model)
+        if self.is_aware:
+            model = quantize_aware(model)
+            inputs = tree.pack_sequence_as(known_inputs(model), self.samples)
+            model(inputs, training=True)
+        write_form(model, path, self.form, self.samples)
+
+    def _costs_of_file(self, path):
+        measures: dict[str, Callable[[], float]] = {
+            "max_bytes": lambda: path.stat().st_size,
+            "max_ms": lambda: _milliseconds(path),
+            "max_arena_bytes": lambda: arena_bytes(path.read_bytes()),
+        }
+        return {
+            name: measure()
+            for name, measure in measures.items()
+            if name in self.limits
+        }
+
+
+def _as_if_trained(model):
+    """Return a copy whose weights are all different, and none is zero.
+
+    A file stores equal tensors once, and leaves out biases that are zero. After
+    training it would be larger.
+    """
+    copy = Copier(lambda layer: None).copy(model)
+    generator = np.random.default_rng(0)
+    for weight in copy.weights:
+        if "float" in weight.dtype:
+            noise = generator.uniform(1e-4, 1e-3, weight.shape)
+            weight.assign(ops.convert_to_numpy(weight) + noise)
+    return copy
+
+
+def _milliseconds(path):
+    files = {"model": {"litert": path}}
+    return measure_latency(files, _ROUNDS)["model"]["litert_ms"]
+
+
+def described(costs: dict[str, float]) -> str:
+    """Return costs as text, such as `9,000 MACs and 5 parameters`."""
+    return " and ".join(
+        f"{value:,.3g} {_TITLES[name]}"
+        if name == "max_ms"
+        else f"{value:,} {_TITLES[name]}"
+        for name, value in costs.items()
+    )

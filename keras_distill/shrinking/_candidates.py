@@ -1,0 +1,125 @@
+"""Ways from a network to a smaller one that fits a budget."""
+
+from typing import NamedTuple
+
+import keras
+
+from keras_distill.compression import quantize_aware
+from keras_distill.compression.channels._removable_channels import (
+    RemovableChannels,
+)
+from keras_distill.compression.channels._targets import fewest_removed
+from keras_distill.compression.channels._targets import removal_order
+from keras_distill.shrinking._budget import Budget
+from keras_distill.shrinking._budget import described
+from keras_distill.shrinking._run import Run
+from keras_distill.shrinking._run import Stage
+from keras_distill.shrinking._teaching import Teaching
+
+
+class Way(NamedTuple):
+    """How channels are removed.
+
+    Attributes:
+        scope: as in `prune_channels`.
+        steps: in how many steps, with training between them.
+    """
+
+    scope: str
+    steps: int
+
+
+# The share of the epochs between the steps of a way that has several.
+_SHARE_BETWEEN = 1 / 3
+WAYS = {
+    "uniform": Way("group", 1),
+    "global": Way("global", 1),
+    "iterative": Way("global", 3),
+}
+
+
+def pruned(
+    model: keras.Model, scope: str, budget: Budget, stage: Stage
+) -> keras.Model:
+    """Return a copy of a model without as few channels as the budget allows.
+
+    Args:
+        model: a model with a layer graph.
+        scope: as in `prune_channels`.
+        budget: the budget.
+        stage: where the number of removed channels is kept, because the search
+            for it takes time, and milliseconds differ each time.
+
+    Raises:
+        ValueError: if the budget cannot be reached.
+    """
+    channels = RemovableChannels(model)
+    order = removal_order(channels, scope)
+
+    def search():
+        number = fewest_removed(channels, order, budget.fits)
+        if number is None:
+            _refuse(channels.model_without(order), budget)
+        return number
+
+    return channels.model_without(order[: stage.number("removed", search)])
+
+
+def _refuse(smallest, budget):
+    raise ValueError(
+        "Pruning cannot reach the budget: the smallest network has "
+        f"{described(budget.costs(smallest))}. Received: "
+        f"{described(budget.limits)}. Raise the limit, use another precision, "
+        "or begin with a smaller network."
+    )
+
+
+def taught(
+    model: keras.Model, budget: Budget, teaching: Teaching, run: Run
+) -> dict[str, keras.Model]:
+    """Return a trained network of each way, by name.
+
+    Args:
+        model: the network to begin with.
+        budget: the budget.
+        teaching: the training.
+        run: where everything is kept.
+
+    Raises:
+        ValueError: if the budget cannot be reached, before any training.
+    """
+    for name, way in WAYS.items():
+        if way.steps == 1:
+            teaching.check(_last_step(model, name, budget, run))
+    return {name: _student(model, name, budget, teaching, run) for name in WAYS}
+
+
+def _last_step(model, name, budget, run):
+    stage = run.stage(name, "last-step")
+    return pruned(model, WAYS[name].scope, budget, stage)
+
+
+def _student(model, name, budget, teaching, run):
+    """Return the trained network of one way.
+
+    The epochs are divided among the stages.
+    """
+    scope, steps = WAYS[name]
+    between = 0
+    if steps > 1:
+        between = int(teaching.epochs * _SHARE_BETWEEN / (steps - 1))
+        costs = budget.costs(model)
+    for step in range(1, steps):
+        stage = run.stage(name, f"step-{step}")
+        nearer = budget.on_the_way(costs, step / steps)
+        model = pruned(model, scope, nearer, stage)
+        teaching.fit(model, between, stage, f"{name}, step {step} of {steps}")
+    rounding = teaching.rounding_epochs if budget.is_aware else 0
+    left = teaching.epochs - between * (steps - 1) - rounding
+    model = _last_step(model, name, budget, run)
+    teaching.fit(model, left, run.stage(name, "last-step"), name)
+    if budget.is_aware:
+        model = quantize_aware(model)
+        stage = run.stage(name, "rounding")
+        teaching.fit(model, rounding, stage, f"{name}, rounded", is_late=True)
+    return model

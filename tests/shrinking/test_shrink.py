@@ -1,0 +1,337 @@
+"""`shrink`: the budget holds for the file, and validation data choose it."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from common import CLASSES
+from common import cnn
+from common import images
+from common import mlp
+from common import vectors
+from common import weights_of
+from keras import layers
+
+import keras_distill
+from keras_distill import ClassicKD
+from keras_distill import MixUp
+from keras_distill import ValueMatching
+from keras_distill import compare
+from keras_distill import record_teacher
+from keras_distill import shrink
+from keras_distill.compression import export_litert
+from keras_distill.compression.litert._interpreter import run_file
+from keras_distill.shrinking import _candidates
+from keras_distill.shrinking import _shrink
+from keras_distill.shrinking._candidates import Way
+
+WAYS = ["uniform", "global", "iterative"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that shrinks a model with two epochs of training."""
+
+    def run(model, x, y, *, directory="shrunk", **arguments):
+        defaults = {"epochs": 2, "verbose": 0, "precision": "packed"}
+        if "train" not in arguments:
+            arguments["train"] = x
+        return shrink(
+            model,
+            validation=(x, y),
+            directory=tmp_path / directory,
+            **{**defaults, **arguments},
+        )
+
+    return run
+
+
+def network(size=8):
+    """A residual network, whose file in int8 has 20 kilobytes."""
+    inputs = keras.Input((size, size, 1))
+    x = layers.Conv2D(32, 3, 2, use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.Conv2D(32, 3, padding="same", use_bias=False)(x)
+    x = layers.Add()([x, layers.ReLU()(layers.BatchNormalization()(y))])
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES)(x))
+
+
+def test_the_file_that_was_measured_is_within_the_budget(run, tmp_path):
+    x, y = images(64)
+    x = x / 255
+    result = run(network(), x, y, precision="int8", epochs=4, max_bytes=12_000)
+    figures = result.comparison.to_dict()
+    assert list(figures) == ["original", *WAYS]
+    assert figures["original"]["litert_int8_bytes"] > 12_000
+    for name in WAYS:
+        assert 10_000 < figures[name]["litert_int8_bytes"] <= 12_000
+    result.export(tmp_path / "student.tflite")
+    content = (tmp_path / "student.tflite").read_bytes()
+    assert len(content) == figures[result.name]["litert_int8_bytes"]
+    (name,) = (tensor.name for tensor in result.model.inputs)
+    (outputs,) = run_file(content, [name], [x])
+    accuracy = np.mean(outputs.argmax(-1) == y)
+    assert accuracy == figures[result.name]["litert_int8_accuracy"]
+    assert accuracy == max(figures[n]["litert_int8_accuracy"] for n in WAYS)
+    # The network that is returned is the one in the file.
+    export_litert(result.model, tmp_path / "again.tflite", "int8")
+    assert len((tmp_path / "again.tflite").read_bytes()) == len(content)
+
+
+@pytest.mark.parametrize(
+    "limit, key",
+    [
+        ("max_macs", "macs"),
+        ("max_parameters", "parameters"),
+        ("max_bytes", "packed_bytes"),
+    ],
+)
+def test_each_candidate_takes_no_more_than_the_limit(limit, key, run):
+    model, (x, y) = mlp(64), vectors(32)
+    before = compare([model], litert=()).to_dict()[model.name]
+    value = int(0.6 * before[key])
+    result = run(model, x, y, **{limit: value})
+    figures = result.comparison.to_dict()
+    for name in WAYS:
+        assert 0.5 * before[key] < figures[name][key] <= value
+    assert not any("litert" in key for key in figures["uniform"])
+
+
+# The interpreters are the same on every backend.
+@pytest.mark.one_backend("torch")
+def test_arena_and_milliseconds(run, monkeypatch):
+    pytest.importorskip("tflite_micro", reason="the extra `micro`")
+    monkeypatch.setattr(_candidates, "WAYS", {"global": Way("global", 1)})
+    model, (x, y) = network(16), images(16, 16)
+    arguments = {"precision": "int8", "epochs": 1}
+    first = run(model, x, y, max_ms=1000.0, **arguments, directory="a")
+    assert first.model.count_params() == model.count_params()
+    arena = first.comparison.to_dict()["original"]["litert_int8_arena_bytes"]
+    limit = int(0.8 * arena)
+    result = run(model, x, y, max_arena_bytes=limit, **arguments)
+    figures = result.comparison.to_dict()["global"]
+    assert 0.6 * arena < figures["litert_int8_arena_bytes"] <= limit
+    with pytest.raises(ValueError, match="smallest network has"):
+        run(model, x, y, max_ms=1e-9, **arguments, directory="b")
+
+
+def test_all_limits_hold_at_once(run):
+    x, y = vectors(32)
+    result = run(mlp(64), x, y, max_macs=400, max_parameters=300)
+    figures = result.comparison.to_dict()[result.name]
+    assert figures["macs"] <= 400 and figures["parameters"] <= 300
+    result = run(mlp(64), x, y, max_macs=400, max_parameters=30, directory="b")
+    assert 20 < result.model.count_params() <= 30
+
+
+def test_a_budget_that_cannot_be_reached_says_what_can(run):
+    class Untouched(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise AssertionError("The training began.")
+
+    (x, y), model = vectors(32), mlp(64)
+    with pytest.raises(ValueError, match="smallest network has") as error:
+        run(model, x, y, train=Untouched(), max_parameters=10)
+    (smallest,) = re.findall(r"has ([0-9]+) parameters", str(error.value))
+    result = run(model, x, y, max_parameters=int(smallest), directory="b")
+    assert result.model.count_params() == int(smallest)
+
+
+def learnable(count=256):
+    """Points around the corners of a simplex, in order of their classes."""
+    generator = np.random.default_rng(0)
+    y = np.arange(count) * CLASSES // count
+    x = 2 * np.eye(6)[y] + generator.normal(size=(count, 6))
+    return x.astype("float32"), y
+
+
+def test_students_learn_from_the_teacher(run):
+    x, y = learnable()
+    model = mlp(64)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(x, y, epochs=10, verbose=0)
+    result = run(model, x, y, max_parameters=70, epochs=12, learning_rate=0.02)
+    untrained = run(
+        model, x, y, max_parameters=70, learning_rate=1e-9, directory="b"
+    )
+    figures = result.comparison.to_dict()
+    for name in WAYS:
+        before = untrained.comparison.to_dict()[name]["agreement"]
+        assert figures[name]["agreement"] > max(before, 0.85)
+
+
+def test_labels_view_and_another_teacher(run):
+    x, y = images(16)
+    result = run(
+        cnn(16),
+        x,
+        y,
+        train=(x, y),
+        teacher=[cnn(8), cnn(12)],
+        augment=MixUp(),
+        loss=ClassicKD(alpha=0.5),
+        max_parameters=100,
+    )
+    assert result.model.count_params() <= 100
+
+
+def test_a_recording_teaches_all_candidates(run, tmp_path):
+    (x, y), model = vectors(32), mlp(16)
+    recording = record_teacher(
+        model, x, tmp_path / "recording", epochs=2, verbose=0
+    )
+    result = run(model, x, y, teacher=recording, max_parameters=100)
+    assert result.model.count_params() <= 100
+
+
+def test_other_tasks_have_losses_and_metrics(run):
+    x, _ = vectors(64)
+    y = x[:, :2].astype("float32")
+    model = mlp(32, classes=2)
+    arguments = {"loss": ValueMatching(), "max_parameters": 150}
+    result = run(
+        model, x, y, metrics=[keras.metrics.MeanAbsoluteError()], **arguments
+    )
+    figures = result.comparison.to_dict()
+    errors = {name: figures[name]["mean_absolute_error"] for name in WAYS}
+    assert errors[result.name] == min(errors.values())
+    with pytest.raises(ValueError, match="Give `metrics`"):
+        run(model, x, y, **arguments, directory="b")
+    with pytest.raises(ValueError, match="is known whether a higher"):
+        run(
+            model,
+            x,
+            y,
+            metrics={"error": lambda y, outputs: y - outputs},
+            **arguments,
+            directory="b",
+        )
+
+
+def test_the_result_shows_itself(run, tmp_path):
+    x, y = vectors(32)
+    result = run(mlp(16), x, y, max_parameters=100)
+    assert "uniform" in str(result) and "<table" in result._repr_html_()
+    result.plot(tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="a folder that exists"):
+        result.export(tmp_path / "no" / "file")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("fits", [1, 3, 4])
+def test_a_run_that_was_stopped_goes_on(run, monkeypatch, fits):
+    """Stopped in the fit with this number, after an epoch."""
+    x, y = learnable(64)
+    model = mlp(16)
+    arguments = {"max_parameters": 100, "epochs": 12}
+
+    def start(directory):
+        keras.utils.set_random_seed(1)
+        return run(model, x, y, **arguments, directory=directory)
+
+    whole = start("whole")
+    original = keras.Model.fit
+    count = 0
+
+    def fit(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == fits:
+            stop = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, _: stopped(epoch)
+            )
+            kwargs["callbacks"] = [*kwargs["callbacks"], stop]
+        return original(self, *args, **kwargs)
+
+    def stopped(epoch):
+        if epoch == 1:
+            raise Killed
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    with pytest.raises(Killed):
+        start("stopped")
+    monkeypatch.setattr(keras.Model, "fit", original)
+    again = start("stopped")
+    assert again.name == whole.name
+    for one, two in zip(weights_of(again.model), weights_of(whole.model)):
+        np.testing.assert_array_equal(one, two)
+    # Finished, it returns at once.
+    monkeypatch.setattr(keras_distill.Distiller, "train_step", lambda *_: 1 / 0)
+    assert start("stopped").name == whole.name
+
+
+def test_a_directory_belongs_to_one_run(run):
+    (x, y), model = vectors(32), mlp(16)
+    run(model, x, y, max_parameters=100)
+    run(model, x, y, max_parameters=100)
+    for changes in (
+        {"max_parameters": 90},
+        {"epochs": 3},
+        {"loss": ClassicKD(alpha=1.0)},
+        {"augment": MixUp()},
+        {"teacher": mlp(8)},
+    ):
+        with pytest.raises(ValueError, match="with other settings"):
+            run(model, x, y, **{"max_parameters": 100, **changes})
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    with pytest.raises(ValueError, match="with other settings"):
+        run(model, x, y, max_parameters=100)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "at least one of"),
+        ({"max_bytes": 0}, "`max_bytes` must be a whole number"),
+        ({"max_bytes": 1.5}, "`max_bytes` must be a whole number"),
+        ({"max_ms": -1.0}, "`max_ms` must be a finite number"),
+        ({"max_ms": 1.0}, "no time and no arena"),
+        ({"max_arena_bytes": 9}, "no time and no arena"),
+        ({"max_bytes": 900, "precision": "int4"}, "must have values from"),
+        ({"max_bytes": 900, "epochs": 0}, "`epochs` must be"),
+        ({"max_bytes": 900, "batch_size": 0}, "`batch_size` must be"),
+        ({"max_bytes": 900, "learning_rate": 0.0}, "`learning_rate` must be"),
+        ({"max_bytes": 900, "train": iter([])}, "number of batches is known"),
+    ],
+)
+def test_refused(arguments, message, run):
+    x, y = vectors(8)
+    with pytest.raises(ValueError, match=message):
+        run(mlp(8), x, y, **arguments)
+
+
+def test_validation_data_must_fit(run):
+    x, y = vectors(8)
+    with pytest.raises(ValueError, match="does not fit"):
+        run(mlp(8, inputs=5), x, y, max_bytes=900)
+
+
+def test_datasets(run):
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return vectors(8, seed=index)[0]
+
+    x, y = vectors(8)
+    result = run(mlp(16), x, y, train=Data(), max_parameters=100)
+    assert result.model.count_params() <= 100
+
+
+def test_what_is_kept_on_disk(run, tmp_path):
+    x, y = vectors(8)
+    run(mlp(16), x, y, max_parameters=100)
+    found = {path.name for path in pathlib.Path(tmp_path / "shrunk").iterdir()}
+    assert found == {"settings.json", "original", *WAYS}
+    assert _shrink._ORIGINAL not in WAYS
