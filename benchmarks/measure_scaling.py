@@ -24,7 +24,7 @@ from benchmarks import models
 from benchmarks import processes
 from keras_distill import Distiller
 
-ROUNDS, FITS, STEPS = 5, 5, 40
+ROUNDS, FITS, STEPS = 3, 5, 40
 LAYERS, WIDTH, BATCH = 100, 16, 32
 
 
@@ -97,13 +97,21 @@ def _seconds_of(count, what, length, connected):
         for rank, core in enumerate(cores)
     ]
     for process in started:
-        assert process.stdout.readline() == "ready\n"
+        _wait_until_ready(process)
     for process in started:
         process.stdin.write("go\n")
         process.stdin.flush()
     results = [process.communicate()[0] for process in started]
     assert not any(process.returncode for process in started)
     return max(json.loads(result.splitlines()[-1]) for result in results)
+
+
+def _wait_until_ready(process):
+    # JAX prints its connections before.
+    for line in process.stdout:
+        if line == "ready\n":
+            return
+    raise RuntimeError(f"A process ended early: status {process.wait()}")
 
 
 def _environment(rank, ports):

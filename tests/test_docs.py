@@ -30,7 +30,7 @@ ON_EVERY_BACKEND = (
 def page_of(path):
     marks = ()
     if path.stem not in ON_EVERY_BACKEND:
-        marks = pytest.mark.one_backend("tensorflow")
+        marks = pytest.mark.one_backend("torch")
     return pytest.param(path, id=path.stem, marks=marks)
 
 

@@ -26,7 +26,7 @@ LONGEST = {
 }
 # What the examples use is tested on every backend. That a script is not out of
 # date shows on one.
-ON_ONE_BACKEND = pytest.mark.one_backend("tensorflow")
+ON_ONE_BACKEND = pytest.mark.one_backend("torch")
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 

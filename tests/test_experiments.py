@@ -1,7 +1,8 @@
 """The experiments run, read real archives, and follow the results' schema.
 
-On TensorFlow only: the experiments use the package as the short examples do,
-which run on every backend. What is left are options, files and tables.
+On PyTorch only, where nothing has to be compiled: the experiments use the
+package as the other tests do, which run on every backend. What is left are
+options, files and tables.
 """
 
 import io
@@ -22,7 +23,7 @@ EXPERIMENTS = ROOT / "experiments"
 RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))
 
 
-pytestmark = pytest.mark.one_backend("tensorflow")
+pytestmark = pytest.mark.one_backend("torch")
 
 
 @pytest.fixture(autouse=True)

@@ -174,7 +174,7 @@ def test_docstrings_have_their_parts(name):
     assert "Example:" in docstring
 
 
-@pytest.mark.one_backend("tensorflow")
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize("name", [n for n in PUBLIC if n not in BASES])
 def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

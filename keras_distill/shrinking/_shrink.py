@@ -116,7 +116,8 @@ def shrink(
 
     ```python
     import keras
-        from keras_distill import shrink
+    import numpy as np
+    from keras_distill import shrink
 
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(64, "relu"),
