@@ -48,8 +48,11 @@ def environments(processes, devices=1):
     """Return, for each process, how its engine is told of the others."""
     ports = free_ports(processes)
     for rank in range(processes):
+        # Beside the flags with which this suite compiles, see conftest.py.
+        flags = os.environ.get("XLA_FLAGS", "")
         own = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{flags} "
+            f"--xla_force_host_platform_device_count={devices}",
             "OMP_NUM_THREADS": "1",
         }
         if processes > 1:

@@ -99,25 +99,12 @@ class Budget(NamedTuple):
                 found |= self._costs_of_file(path)
         return found
 
-    def fits(self, model: keras.Model) -> bool:
-        """Return whether a model takes no more than each limit."""
-        # Files are written only for models whose graph fits.
-        of_graph = self._replace(
-            limits={
-                name: limit
-                for name, limit in self.limits.items()
-                if name in _OF_GRAPHS
-            }
-        )
-        return not of_graph.exceeded(model) and not self.exceeded(model)
-
-    def exceeded(self, model: keras.Model) -> dict[str, float]:
-        """Return the costs that are above their limits."""
-        return {
-            name: value
+    def excess(self, model: keras.Model) -> float:
+        """Return the costs of a model divided by the limits, the largest."""
+        return max(
+            value / self.limits[name]
             for name, value in self.costs(model).items()
-            if value > self.limits[name]
-        }
+        )
 
     def on_the_way(self, costs: dict[str, float], share: float) -> "Budget":
         """Return a budget between these costs and this budget.

@@ -57,7 +57,7 @@ def pruned(
     order = removal_order(channels, scope)
 
     def search():
-        number = fewest_removed(channels, order, budget.fits)
+        number = fewest_removed(channels, order, budget.excess)
         if number is None:
             _refuse(channels.model_without(order), budget)
         return number

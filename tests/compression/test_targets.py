@@ -9,11 +9,14 @@ from common import to_numpy
 from coupled_layers import WHOLE
 from coupled_layers import classifier
 from coupled_layers import widths
+from hypothesis import given
+from hypothesis import strategies
 from keras import layers
 from reference import pruning as reference
 
 from keras_distill import compare
 from keras_distill.compression import prune_channels
+from keras_distill.compression.channels._targets import fewest_removed
 
 # Targets are arithmetic on the layers of a graph.
 pytestmark = pytest.mark.one_backend("torch")
@@ -88,6 +91,43 @@ def test_the_lowest_scores_of_all_groups_go():
     nothing = dict.fromkeys("ab", np.zeros(8))
     small = prune_channels(model, 0.5, nothing, scope="global")
     assert sum(widths(small).values()) == 2 + 8
+
+
+class Line:
+    """Channels whose model is the number of those that are left."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def model_without(self, removed):
+        return self.number - len(removed)
+
+
+@given(
+    costs=strategies.lists(strategies.integers(0, 50), min_size=1, max_size=80),
+    limit=strategies.integers(1, 60),
+)
+def test_the_search_finds_the_first_that_fits(costs, limit):
+    """However the costs fall: evenly, in steps, or all at once."""
+    costs = sorted(costs)
+    left = len(costs) - 1
+    found = fewest_removed(
+        Line(left), np.arange(left), lambda model: costs[model] / limit
+    )
+    fitting = [n for n in range(len(costs)) if costs[left - n] <= limit]
+    assert found == (fitting[0] if fitting else None)
+
+
+def test_the_search_takes_few_tries():
+    tries = []
+
+    def excess(model):
+        tries.append(model)
+        return (model / 1000) ** 2 / 0.3
+
+    number = fewest_removed(Line(1000), np.arange(1000), excess)
+    assert (1000 - number) ** 2 <= 300_000 < (1001 - number) ** 2
+    assert len(tries) <= 8
 
 
 @pytest.mark.parametrize(
