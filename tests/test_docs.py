@@ -21,8 +21,6 @@ ON_EVERY_BACKEND = (
     "index",
     "first-distillation",
     "many-devices-and-mixed-precision",
-    "offline-distillation",
-    "teachers-from-other-frameworks",
     "write-your-own",
 )
 

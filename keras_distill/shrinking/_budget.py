@@ -1,5 +1,6 @@
 """The budget of a device: limits, and what a model takes of them."""
 
+import math
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -9,20 +10,19 @@ from typing import NamedTuple
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
 from keras_distill import _arguments
 from keras_distill._graphs._copier import Copier
-from keras_distill._graphs._outputs import known_inputs
 from keras_distill.compression import quantize_aware
 from keras_distill.compression.channels._targets import cost
 from keras_distill.compression.litert._arena import arena_bytes
 from keras_distill.compression.litert._arena import micro_is_installed
+from keras_distill.compression.litert._quantized_layers import FakeQuantization
 from keras_distill.reports._measure import measure_latency
 from keras_distill.reports._measure import write_form
 
 _TITLES = {
-    "max_bytes": "bytes of the file",
+    "max_bytes": "bytes of the file (with 0.5 % to spare)",
     "max_ms": "ms",
     "max_macs": "MACs",
     "max_parameters": "parameters",
@@ -31,6 +31,9 @@ _TITLES = {
 # Known from the graph, without a file.
 _OF_GRAPHS = {"max_macs": "macs", "max_parameters": "parameters"}
 _ROUNDS = 5
+# Files of the same network differ by some bytes: of padding, and because other
+# weights compress differently.
+_SPARE = 0.005
 
 
 def check_limits(limits: dict[str, Any], precision: str) -> dict[str, float]:
@@ -75,15 +78,17 @@ class Budget(NamedTuple):
     Attributes:
         limits: `{name: maximum}`, the arguments of `shrink`.
         form: the form of the file, as in `write_form`.
-        is_aware: whether the network is trained quantization-aware. Its file
-            may differ by a few bytes from that of another network.
         samples: arrays of inputs.
     """
 
     limits: dict[str, float]
     form: str
-    is_aware: bool
     samples: list[np.ndarray]
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the network is trained quantization-aware."""
+        return self.form == "litert_int8"
 
     def costs(self, model: keras.Model) -> dict[str, float]:
         """Return `{name: number}`, what a model takes of each limit."""
@@ -106,6 +111,11 @@ class Budget(NamedTuple):
             for name, value in self.costs(model).items()
         )
 
+    def holds(self, path: pathlib.Path) -> bool:
+        """Return whether the file of a trained network is small enough."""
+        limit = self.limits.get("max_bytes")
+        return limit is None or path.stat().st_size <= limit
+
     def on_the_way(self, costs: dict[str, float], share: float) -> "Budget":
         """Return a budget between these costs and this budget.
 
@@ -124,15 +134,14 @@ class Budget(NamedTuple):
 
     def _write(self, model, path):
         model = _as_if_trained(model)
-        if self.is_aware:
+        if self.is_int8:
             model = quantize_aware(model)
-            inputs = tree.pack_sequence_as(known_inputs(model), self.samples)
-            model(inputs, training=True)
+            _set_ranges(model)
         write_form(model, path, self.form, self.samples)
 
     def _costs_of_file(self, path):
         measures: dict[str, Callable[[], float]] = {
-            "max_bytes": lambda: path.stat().st_size,
+            "max_bytes": lambda: _with_spare(path.stat().st_size),
             "max_ms": lambda: _milliseconds(path),
             "max_arena_bytes": lambda: arena_bytes(path.read_bytes()),
         }
@@ -141,6 +150,10 @@ class Budget(NamedTuple):
             for name, measure in measures.items()
             if name in self.limits
         }
+
+
+def _with_spare(size):
+    return math.ceil(size * (1 + _SPARE))
 
 
 def _as_if_trained(model):
@@ -156,6 +169,19 @@ def _as_if_trained(model):
             noise = generator.uniform(1e-4, 1e-3, weight.shape)
             weight.assign(ops.convert_to_numpy(weight) + noise)
     return copy
+
+
+def _set_ranges(model):
+    """Give each activation the range [-1, 1].
+
+    The true ranges are not known before training. In very small networks, some
+    activations are zero everywhere, and no interpreter takes such a range.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, FakeQuantization) and layer.fixed_range is None:
+            layer.minimum.assign(-1.0)
+            layer.maximum.assign(1.0)
+            layer.steps.assign(1.0)
 
 
 def _milliseconds(path):

@@ -3,8 +3,12 @@
 from typing import NamedTuple
 
 import keras
+from keras import layers
+from keras import tree
 
+from keras_distill._graphs._outputs import known_inputs
 from keras_distill.compression import quantize_aware
+from keras_distill.compression._models import layers_of
 from keras_distill.compression.channels._removable_channels import (
     RemovableChannels,
 )
@@ -29,6 +33,7 @@ class Way(NamedTuple):
     steps: int
 
 
+_BATCH_FOR_STATISTICS = 128
 # The share of the epochs between the steps of a way that has several.
 _SHARE_BETWEEN = 1 / 3
 WAYS = {
@@ -62,7 +67,30 @@ def pruned(
             _refuse(channels.model_without(order), budget)
         return number
 
-    return channels.model_without(order[: stage.number("removed", search)])
+    small = channels.model_without(order[: stage.number("removed", search)])
+    _estimate_statistics(small, budget.samples)
+    return small
+
+
+def _estimate_statistics(model, samples):
+    """Set the statistics of BatchNormalizations to those of a batch.
+
+    They are those of the larger network, and a short training with a momentum
+    of 0.99 would leave them wrong.
+    """
+    momenta = {
+        layer: layer.momentum
+        for layer in layers_of(model)
+        if isinstance(layer, layers.BatchNormalization)
+    }
+    if not momenta:
+        return
+    for layer in momenta:
+        layer.momentum = 0.0
+    batch = [array[:_BATCH_FOR_STATISTICS] for array in samples]
+    model(tree.pack_sequence_as(known_inputs(model), batch), training=True)
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum
 
 
 def _refuse(smallest, budget):
@@ -114,11 +142,11 @@ def _student(model, name, budget, teaching, run):
         nearer = budget.on_the_way(costs, step / steps)
         model = pruned(model, scope, nearer, stage)
         teaching.fit(model, between, stage, f"{name}, step {step} of {steps}")
-    rounding = teaching.rounding_epochs if budget.is_aware else 0
+    rounding = teaching.rounding_epochs if budget.is_int8 else 0
     left = teaching.epochs - between * (steps - 1) - rounding
     model = _last_step(model, name, budget, run)
     teaching.fit(model, left, run.stage(name, "last-step"), name)
-    if budget.is_aware:
+    if budget.is_int8:
         model = quantize_aware(model)
         stage = run.stage(name, "rounding")
         teaching.fit(model, rounding, stage, f"{name}, rounded", is_late=True)

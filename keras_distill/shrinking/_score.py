@@ -30,7 +30,18 @@ class Score:
         self.key = f"{prefix}{target.prefix}{name}"
 
     def best(self, figures: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return the name of the best model; of equal ones, the first."""
+        """Return the name of the best model; of equal ones, the first.
+
+        Raises:
+            RuntimeError: if there is no model.
+        """
+        if not figures:
+            raise RuntimeError(
+                "The file of each trained network is a little larger than "
+                "`max_bytes`, because its weights compress less well than "
+                "before. Start again with a smaller limit and another "
+                "directory."
+            )
         choose = max if self._higher else min
         return choose(figures, key=lambda name: figures[name][self.key])
 

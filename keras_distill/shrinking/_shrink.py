@@ -25,7 +25,7 @@ from keras_distill.shrinking._teaching import Teaching
 
 _ROUNDS = 20
 _ORIGINAL = "original"
-# For the ranges of an int8 file that was not trained with rounding.
+# For the ranges of the original's int8 file, and for normalizations.
 _NUM_SAMPLES = 512
 
 
@@ -57,7 +57,7 @@ def shrink(
     1. Channels are removed, as few as the budget allows. What a network takes
        is measured in the file that it becomes, before any training.
     2. The smaller network is trained as the student of `teacher`, for `epochs`
-       epochs. For `"int8"`, the last quarter is quantization-aware.
+       epochs. For `"int8"`, the last quarter is quantization-aware training.
     3. Its file is written, and run on the validation data.
 
     The candidate with the best validation figure is chosen. The candidates:
@@ -158,9 +158,8 @@ def shrink(
         batch_size=_arguments.positive_int("batch_size", batch_size),
         verbose=verbose,
     )
-    is_aware = precision == "int8" and teaching.rounding_epochs > 0
     samples = [array[:_NUM_SAMPLES] for array in inputs_of(model, x)]
-    budget = Budget(limits, form, is_aware, samples)
+    budget = Budget(limits, form, samples)
     run = Run(directory)
     run.check_settings(
         {
@@ -179,7 +178,11 @@ def shrink(
     models = {_ORIGINAL: model, **students}
     files, notes = run.write_files(models, form, samples)
     comparison = compare_files(models, files, (x, targets), _ROUNDS, notes)
-    name = score.best({n: comparison.to_dict()[n] for n in students})
+    figures = comparison.to_dict()
+    name = score.best(
+        # A file may compress less well than before it was trained.
+        {n: figures[n] for n in students if budget.holds(files[n][form])}
+    )
     return Shrunk(name, models[name], files[name][form], comparison)
 
 

@@ -45,7 +45,7 @@ class Teaching:
         self.data = train if isinstance(train, tuple) else (train,)
         self.learning_rate = learning_rate
         self.epochs = epochs
-        self.rounding_epochs = int(epochs * _SHARE_ROUNDING)
+        self.rounding_epochs = math.ceil(epochs * _SHARE_ROUNDING)
         self.verbose = verbose
         self.steps, self.options = _steps(self.data, batch_size)
 

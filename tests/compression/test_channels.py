@@ -427,6 +427,7 @@ def test_channels_first():
     assert (found["a"].filters, found["b"].filters) == (4, 3)
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize("depth", [20, 56])
 @pytest.mark.parametrize("shortcut", ["projection", "padding"])
 def test_cifar_resnets(shortcut, depth):

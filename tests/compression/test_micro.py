@@ -19,7 +19,7 @@ from keras_distill.compression import export_litert
 from keras_distill.compression import quantize_aware
 from keras_distill.compression.litert import _arena
 from keras_distill.compression.litert._interpreter import run_file
-from keras_distill.reports import _compare
+from keras_distill.reports import _compare_files
 
 X, _ = images(32)
 
@@ -154,10 +154,10 @@ def test_compare_has_the_arena(monkeypatch):
     def fails(content):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(_compare, "arena_bytes", fails)
+    monkeypatch.setattr(_compare_files, "arena_bytes", fails)
     report = compare([network()], litert="int8", representative_data=X)
     assert any("arena of" in note for note in report.notes)
-    monkeypatch.setattr(_compare, "micro_is_installed", lambda: False)
+    monkeypatch.setattr(_compare_files, "micro_is_installed", lambda: False)
     report = compare([network()], litert="int8", representative_data=X)
     assert "arena" not in str(report)
 

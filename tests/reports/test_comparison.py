@@ -26,7 +26,7 @@ from keras_distill import compare
 from keras_distill.compression import export_litert
 from keras_distill.compression import pack
 from keras_distill.compression import prune_channels
-from keras_distill.reports import _compare
+from keras_distill.reports import _compare_files
 from keras_distill.reports import _measure
 
 
@@ -35,6 +35,7 @@ def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
         export_litert(model, path, **kwargs)
         # A second export may differ by some bytes of padding.
         shutil.copy(path, tmp_path / "litert_float32")
+        return []
 
     monkeypatch.setattr(_measure, "write_litert", export)
     model = cnn(4)
@@ -93,10 +94,11 @@ def ranges_of(monkeypatch, *args, **kwargs):
     def export(model, path, precision, representative_data):
         given[model.name] = representative_data
         path.write_bytes(b"a file")
+        return []
 
     monkeypatch.setattr(_measure, "write_litert", export)
-    monkeypatch.setattr(_compare, "measure_latency", lambda *_: {})
-    monkeypatch.setattr(_compare, "measure_quality", lambda *_: {})
+    monkeypatch.setattr(_compare_files, "measure_latency", lambda *_: {})
+    monkeypatch.setattr(_compare_files, "measure_quality", lambda *_: {})
     compare(*args, litert="int8", **kwargs)
     return given
 
@@ -224,6 +226,7 @@ def regressor(name, units=1):
     )
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize(
     "metrics",
     [
@@ -248,6 +251,7 @@ def test_values_are_measured_by_metrics(metrics, shape):
 
 
 @tensorflow_only
+@pytest.mark.one_backend("torch")
 def test_several_outputs_by_name_and_their_files():
     inputs = keras.Input((6,))
     x = layers.Dense(8, "relu")(inputs)
@@ -288,6 +292,7 @@ def test_several_outputs_by_name_and_their_files():
     assert "kind agreement" in str(report)
 
 
+@pytest.mark.one_backend("torch")
 def test_several_outputs_in_a_list():
     inputs = keras.Input((6,))
     names = ("b", "a")
@@ -315,6 +320,7 @@ def several_labels():
     )
 
 
+@pytest.mark.one_backend("torch")
 def test_independent_labels_have_no_accuracy_of_classes():
     x, y = vectors()
     model = several_labels()
@@ -345,6 +351,7 @@ def two_outputs():
     )
 
 
+@pytest.mark.one_backend("torch")
 @pytest.mark.parametrize(
     "make, labels, metrics, message",
     [
@@ -406,6 +413,7 @@ def test_metrics_that_are_none():
         compare([two_outputs()], unlabelled, litert=(), metrics={"b": "mae"})
 
 
+@pytest.mark.one_backend("torch")
 def test_several_inputs_by_name():
     tensors = {name: keras.Input((3,), name=name) for name in ("b", "a")}
     x = layers.Concatenate()(list(tensors.values()))
