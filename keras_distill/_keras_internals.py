@@ -61,6 +61,8 @@ Attributes that many files read:
   (`compression/weights/_optimizer_hook.py`). Without them, zeros and shared
   values would be constants of the step. Its methods `apply`,
   `save_own_variables` and `load_own_variables` are replaced during `fit()`.
+- `Optimizer._get_variable_index`: custom optimizers find their slots with it
+  (`compression/channels/_taylor_scores.py`).
 - Of `MultiHeadAttention` `_compute_attention`, `_masked_softmax`,
   `_dropout_layer` and the inner projections: rounding inside attention
   (`compression/litert/_quantized_blocks.py`).

@@ -183,6 +183,17 @@ def test_rows_of_another_form_are_refused(changes, message):
         results_schema.check({**row, **changes})
 
 
+def test_prune_importance(run, tmp_path):
+    run("prune_importance.py", "--smoke", "--out", tmp_path / "rows.json")
+    rows = rows_of(tmp_path / "rows.json")
+    assert {row["settings"]["importance"] for row in rows} == {
+        "l1",
+        "batch_norm",
+        "taylor",
+    }
+    assert len(rows) == 6
+
+
 def test_prune_resnet(run, tmp_path):
     run("prune_resnet.py", "--smoke")
     pruned, taught = rows_of(tmp_path / "runs/results.json")

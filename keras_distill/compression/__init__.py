@@ -6,6 +6,7 @@ student.
 """
 
 from keras_distill.compression.channels import prune_channels as prune_channels
+from keras_distill.compression.channels import taylor_scores as taylor_scores
 from keras_distill.compression.channels import compare_widths as compare_widths
 from keras_distill.compression._factorize import factorize as factorize
 from keras_distill.compression._separate import separate as separate
@@ -34,5 +35,6 @@ __all__ = [
     "prune_channels",
     "quantize_aware",
     "separate",
+    "taylor_scores",
     "unpack",
 ]

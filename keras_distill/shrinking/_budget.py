@@ -9,15 +9,12 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_distill import _arguments
-from keras_distill._graphs._copier import Copier
-from keras_distill.compression import quantize_aware
 from keras_distill.compression.channels._targets import cost
 from keras_distill.compression.litert._arena import arena_bytes
 from keras_distill.compression.litert._arena import micro_is_installed
-from keras_distill.compression.litert._quantized_layers import FakeQuantization
+from keras_distill.compression.litert._before_training import as_if_trained
 from keras_distill.reports._measure import measure_latency
 from keras_distill.reports._measure import write_form
 
@@ -133,10 +130,7 @@ class Budget(NamedTuple):
         )
 
     def _write(self, model, path):
-        model = _as_if_trained(model)
-        if self.is_int8:
-            model = quantize_aware(model)
-            _set_ranges(model)
+        model = as_if_trained(model, self.is_int8)
         write_form(model, path, self.form, self.samples)
 
     def _costs_of_file(self, path):
@@ -154,34 +148,6 @@ class Budget(NamedTuple):
 
 def _with_spare(size):
     return math.ceil(size * (1 + _SPARE))
-
-
-def _as_if_trained(model):
-    """Return a copy whose weights are all different, and none is zero.
-
-    A file stores equal tensors once, and leaves out biases that are zero. After
-    training it would be larger.
-    """
-    copy = Copier(lambda layer: None).copy(model)
-    generator = np.random.default_rng(0)
-    for weight in copy.weights:
-        if "float" in weight.dtype:
-            noise = generator.uniform(1e-4, 1e-3, weight.shape)
-            weight.assign(ops.convert_to_numpy(weight) + noise)
-    return copy
-
-
-def _set_ranges(model):
-    """Give each activation the range [-1, 1].
-
-    The true ranges are not known before training. In very small networks, some
-    activations are zero everywhere, and no interpreter takes such a range.
-    """
-    for layer in model._flatten_layers():
-        if isinstance(layer, FakeQuantization) and layer.fixed_range is None:
-            layer.minimum.assign(-1.0)
-            layer.maximum.assign(1.0)
-            layer.steps.assign(1.0)
 
 
 def _milliseconds(path):

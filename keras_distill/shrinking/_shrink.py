@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill import _arguments
+from keras_distill import _backend
 from keras_distill.compression._models import model_to_rebuild
 from keras_distill.losses import FunctionMatching
 from keras_distill.recording._manifest import augment_fingerprint
@@ -68,7 +69,7 @@ def shrink(
     - `"iterative"`: the same in three steps, with training between them.
 
     After a kill, start the same program again: it continues where it was, see
-    `Resume`. Everything is kept in `directory`.
+    `Resume`. Everything is kept in `directory`. It runs in one process.
 
     Args:
         model: a built functional or Sequential model, trained. It is not
@@ -144,6 +145,7 @@ def shrink(
         form,
     )
     model = model_to_rebuild("shrink", model)
+    _check_alone(model)
     x, targets = check_data(
         named_models({_ORIGINAL: model}), validation, metrics
     )
@@ -184,6 +186,16 @@ def shrink(
         {n: figures[n] for n in students if budget.holds(files[n][form])}
     )
     return Shrunk(name, models[name], files[name][form], comparison)
+
+
+def _check_alone(model):
+    number, count = _backend.process(model)
+    if count > 1:
+        raise ValueError(
+            "`shrink` writes files and measures them in one process. Received: "
+            f"process {number} of {count}. Run it in one process, on several "
+            "devices if necessary."
+        )
 
 
 def _form(precision):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from common import to_numpy
+from coupled_layers import IMAGE
 from coupled_layers import WHOLE
 from coupled_layers import classifier
 from coupled_layers import widths
@@ -15,7 +16,10 @@ from keras import layers
 from reference import pruning as reference
 
 from keras_distill import compare
+from keras_distill.compression import export_litert
 from keras_distill.compression import prune_channels
+from keras_distill.compression import quantize_aware
+from keras_distill.compression.channels._targets import cost
 from keras_distill.compression.channels._targets import fewest_removed
 
 # Targets are arithmetic on the layers of a graph.
@@ -47,6 +51,24 @@ def test_the_limit_is_reached_with_as_few_channels_as_possible(
         other = prune_channels(model, ratio, reference.scores, scope=scope)
         fewer = sum(WHOLE.values()) - sum(widths(other).values()) < removed
         assert not (fewer and figures(other)[name] <= limit)
+
+
+def test_bytes_are_those_of_the_file_after_training(tmp_path):
+    model = classifier()
+    limit = cost(model, "bytes") - 500
+    small = prune_channels(model, bytes=limit)
+    assert sum(widths(small).values()) < sum(WHOLE.values())
+    x = np.random.default_rng(0).normal(size=(32, *IMAGE)).astype("float32")
+    trained = quantize_aware(small)
+    trained.compile("adam", "mse")
+    trained.fit(x, np.eye(3)[np.arange(32) % 3], epochs=3, verbose=0)
+    with pytest.warns(UserWarning, match="LayerNormalization"):
+        export_litert(trained, tmp_path / "a.tflite", "int8")
+    # Files of one network differ by some bytes of padding.
+    size = (tmp_path / "a.tflite").stat().st_size
+    assert limit - 1_000 < size <= limit + 64
+    with pytest.raises(ValueError, match="bytes as a LiteRT file in int8"):
+        prune_channels(model, bytes=100)
 
 
 def test_a_model_within_the_limit_is_only_copied():
@@ -133,11 +155,12 @@ def test_the_search_takes_few_tries():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({}, "exactly one of `ratio`, `macs` and `parameters`. Received: {}"),
+        ({}, "`macs`, `parameters` and `bytes`. Received: {}"),
         ({"ratio": None}, "exactly one"),
         ({"ratio": 0.5, "macs": 10}, "exactly one"),
         ({"macs": 0.5}, "`macs` must be a whole number"),
         ({"parameters": 0}, "`parameters` must be"),
+        ({"bytes": -1}, "`bytes` must be"),
         ({"ratio": 0.5, "scope": "layer"}, "`scope` must be 'group' or"),
         ({"ratio": {"last": 0.5}, "scope": "global"}, "requires scope='group'"),
     ],

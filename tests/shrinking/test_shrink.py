@@ -23,6 +23,7 @@ import keras_distill
 from keras_distill import ClassicKD
 from keras_distill import MixUp
 from keras_distill import ValueMatching
+from keras_distill import _backend
 from keras_distill import compare
 from keras_distill import record_teacher
 from keras_distill import shrink
@@ -348,6 +349,14 @@ def test_refused(arguments, message, run):
     x, y = vectors(8)
     with pytest.raises(ValueError, match=message):
         run(mlp(8), x, y, **arguments)
+
+
+@pytest.mark.one_backend("torch")
+def test_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setattr(_backend, "process", lambda model: (1, 2))
+    x, y = vectors(8)
+    with pytest.raises(ValueError, match="process 1 of 2"):
+        run(mlp(8), x, y, max_bytes=900)
 
 
 @pytest.mark.one_backend("torch")

@@ -31,6 +31,7 @@ def prune_channels(
     *,
     macs: int | None = None,
     parameters: int | None = None,
+    bytes: int | None = None,
     scope: str = "group",
 ) -> keras.Model:
     """Return a copy of a model without its least important channels.
@@ -39,8 +40,8 @@ def prune_channels(
     weights that depend on them. Channels that are added or multiplied can only
     be removed together. A *group* is the set of channels that the same layers
     make. In each group, the share `ratio` with the lowest scores is removed,
-    rounded to a whole number. At least one channel is kept. With `macs` or
-    `parameters`, as few channels are removed as the limit allows.
+    rounded to a whole number. At least one channel is kept. With `macs`,
+    `parameters` or `bytes`, as few channels are removed as the limit allows.
 
     The copy computes what `model` computes if the removed channels are zero
     wherever they are read. Usually it is trained again; see
@@ -66,13 +67,14 @@ def prune_channels(
         ratio: float in [0, 1), the share of each group to remove; or a dict of
             ratios by layer. Layers without a ratio are not pruned. A group has
             the ratio of any of its layers; layers of one group must not have
-            different ratios. Pass exactly one of `ratio`, `macs` and
-            `parameters`.
+            different ratios. Pass exactly one of `ratio`, `macs`, `parameters`
+            and `bytes`.
         importance: the score of a channel.
             `"l1"`: the sum of the absolute weights of its filter, over all
             layers of the group.
             `"batch_norm"`: the sum of the absolute scales `gamma` of the
             BatchNormalizations of the channel.
+            The scores that `taylor_scores` returns, from data.
             A function that takes a layer that makes channels and returns an
             array of shape `(channels,)`, or None; or a dict of such arrays by
             layer. Scores of coupled channels are added. A group without scores
@@ -82,6 +84,9 @@ def prune_channels(
             copy, as `compare` counts them.
         parameters: int, the maximum number of its weights, with the statistics
             of normalizations.
+        bytes: int, the maximum size of its LiteRT file in int8, trained with
+            `quantize_aware`. A file is written for each number of channels that
+            is tried. `shrink` has more limits, and trains.
         scope: `"group"`: every group loses the same share of its channels.
             `"global"`: the channels with the lowest scores of all groups are
             removed, so that groups lose different shares; a score counts
@@ -98,6 +103,7 @@ def prune_channels(
         subclass of these two classes is not kept.
 
     Raises:
+        ImportError: if `bytes` is given and LiteRT is not installed.
         ValueError: if the model has no layer graph (subclassed models, models
             with a custom `call`, Sequential models without an input), if layers
             share a variable, if an argument is not as described, if no channel
@@ -121,7 +127,9 @@ def prune_channels(
     print(teacher.count_params(), student.count_params())  # 2853 853
     ```
     """
-    limit = check_target(ratio, scope, {"macs": macs, "parameters": parameters})
+    limit = check_target(
+        ratio, scope, {"macs": macs, "parameters": parameters, "bytes": bytes}
+    )
     channels = RemovableChannels(model, importance, exclude)
     ratios = check_ratio(channels.model, 0.0 if ratio is None else ratio)
     ratios_by_group = ratios_of(channels.groups, ratios)

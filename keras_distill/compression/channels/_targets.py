@@ -1,5 +1,7 @@
 """Pruning to a target: which channels go first, and how many have to go."""
 
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ from keras_distill._graphs._macs import count_macs
 from keras_distill.compression.channels._removable_channels import (
     RemovableChannels,
 )
+from keras_distill.compression.litert._before_training import as_if_trained
+from keras_distill.compression.litert._export_litert import write_litert
 
 
 def check_target(
@@ -21,7 +25,7 @@ def check_target(
 
     Args:
         ratio, scope: as in `prune_channels`.
-        limits: `macs` and `parameters` of `prune_channels`, by name.
+        limits: `macs`, `parameters` and `bytes` of `prune_channels`, by name.
 
     Raises:
         ValueError: unless exactly one of them is given.
@@ -34,8 +38,8 @@ def check_target(
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) != 1:
         raise ValueError(
-            "Pass exactly one of `ratio`, `macs` and `parameters`. Received: "
-            f"{given}"
+            "Pass exactly one of `ratio`, `macs`, `parameters` and `bytes`. "
+            f"Received: {given}"
         )
     if "ratio" not in given:
         ((name, value),) = given.items()
@@ -144,13 +148,22 @@ def fewest_removed(
     return high
 
 
-_TITLES = {"macs": "MACs", "parameters": "parameters"}
+_TITLES = {
+    "macs": "MACs",
+    "parameters": "parameters",
+    "bytes": "bytes as a LiteRT file in int8",
+}
 
 
 def cost(model: keras.Model, name: str) -> int:
-    """Return the MACs or the parameters of a model."""
+    """Return the MACs, the parameters or the bytes of a model.
+
+    The bytes are those of its LiteRT file in int8, after training.
+    """
     if name == "parameters":
         return model.count_params()
+    if name == "bytes":
+        return _litert_bytes(model)
     macs = count_macs(infer(model).calls)
     if macs.all is None:
         raise ValueError(
@@ -159,3 +172,10 @@ def cost(model: keras.Model, name: str) -> int:
             "`ratio`."
         )
     return macs.all
+
+
+def _litert_bytes(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.tflite")
+        write_litert(as_if_trained(model, is_int8=True), path, "int8", None)
+        return path.stat().st_size
