@@ -376,14 +376,14 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=".")
     parser.add_argument("--smoke", action="store_true", help="a few batches")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1. Received: {options.seeds}")
     options.epochs, options.steps = 8, 5 * STEPS_AT_ONCE
-    options.shrink_epochs = 40
+    options.shrink_epochs = 20
     if options.smoke:
         options.seeds, options.epochs, options.steps = 1, 1, STEPS_AT_ONCE
         options.shrink_epochs = 1

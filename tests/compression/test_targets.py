@@ -19,8 +19,12 @@ from keras_distill import compare
 from keras_distill.compression import export_litert
 from keras_distill.compression import prune_channels
 from keras_distill.compression import quantize_aware
+from keras_distill.compression.channels._removable_channels import (
+    RemovableChannels,
+)
 from keras_distill.compression.channels._targets import cost
 from keras_distill.compression.channels._targets import fewest_removed
+from keras_distill.compression.channels._targets import removal_order
 
 # Targets are arithmetic on the layers of a graph.
 pytestmark = pytest.mark.one_backend("torch")
@@ -45,12 +49,14 @@ def test_the_limit_is_reached_with_as_few_channels_as_possible(
     )
     assert difference < 1e-4
     assert figures(small)[name] <= limit
-    # Each channel fewer would miss it: try all shares of channels.
-    removed = sum(WHOLE.values()) - sum(widths(small).values())
-    for ratio in np.linspace(0, 0.99, 100):
-        other = prune_channels(model, ratio, reference.scores, scope=scope)
-        fewer = sum(WHOLE.values()) - sum(widths(other).values()) < removed
-        assert not (fewer and figures(other)[name] <= limit)
+    # With one channel more, it would be missed.
+    channels = RemovableChannels(model, reference.scores)
+    order = removal_order(channels, scope)
+    kept = [channels.model_without(order[:n]) for n in range(len(order))]
+    (number,) = (
+        n for n in range(len(kept)) if widths(kept[n]) == widths(small)
+    )
+    assert figures(kept[number - 1])[name] > limit
 
 
 def test_bytes_are_those_of_the_file_after_training(tmp_path):
