@@ -453,6 +453,8 @@ def test_kill_9_and_sigterm_and_two_processes(tmp_path):
         whole.communicate()
     with start(tmp_path, "run", pause=0.3) as first:
         wait_for_batches(first, 10)
+        # On a busy machine, it would end before the second run starts.
+        first.send_signal(signal.SIGSTOP)
         with pytest.raises(RuntimeError, match="Only one run can use"):
             run(distiller, DATA["arrays"], tmp_path / "run")
         first.send_signal(signal.SIGKILL)
