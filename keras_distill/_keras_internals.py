@@ -24,6 +24,8 @@ Attributes, used through the functions below:
   consists of. Without them, a full disk would crash a run.
 - `Variable._validate_shape`: Keras calls it before a variable takes memory.
   Without it, a small file could describe a model that takes all memory.
+- `Metric._direction`: whether a higher value is better. Without it, users would
+  have to say by which direction `shrink` chooses (`shrinking/_score.py`).
 - `Model._compile_metrics`: the metrics that compare with labels. Without it,
   unlabelled data would log metrics that were never updated.
 
@@ -101,6 +103,7 @@ __all__ = [
     "compiled_label_metrics",
     "get_keras_mask",
     "global_seed_state",
+    "is_better_if_higher",
     "jax_state_is_in_variables",
     "limited_variables",
     "random_states",

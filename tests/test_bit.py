@@ -16,9 +16,6 @@ EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 SMALL, CLASSES = (1, 2, 1, 1), 7
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
 
-# A network of the experiments, which are tested on one backend.
-pytestmark = pytest.mark.one_backend("torch")
-
 
 @pytest.fixture
 def bit(monkeypatch):

@@ -21,6 +21,8 @@ ON_EVERY_BACKEND = (
     "index",
     "first-distillation",
     "many-devices-and-mixed-precision",
+    "offline-distillation",
+    "teachers-from-other-frameworks",
     "write-your-own",
 )
 

@@ -51,7 +51,7 @@ def header_of(live_teacher, source, augment, options):
         "format": _storage.FORMAT,
         **options,
         "fingerprint": {
-            "teacher": _teacher_fingerprint(live_teacher, dtype),
+            "teacher": teacher_fingerprint(live_teacher, dtype),
             "data": source.fingerprint,
             "augment": augment_fingerprint(augment),
             "keras": keras.__version__,
@@ -59,7 +59,8 @@ def header_of(live_teacher, source, augment, options):
     }
 
 
-def _teacher_fingerprint(live_teacher, dtype):
+def teacher_fingerprint(live_teacher, dtype):
+    """Return what tells a `LiveTeacher` from others: classes and weights."""
     values = [
         np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).view("uint8")
         for variable in live_teacher.weights

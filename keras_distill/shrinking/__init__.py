@@ -1,4 +1,4 @@
-"""A network that fits a device: the smallest steps to a budget, in one call.
+"""A network that fits the budget of a device, in one call.
 
 `_shrink.py` is the way from the arguments to the result. `_budget.py` measures
 a model in the file that it becomes, `_candidates.py` has the ways to a smaller

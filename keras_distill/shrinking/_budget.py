@@ -33,7 +33,7 @@ _ROUNDS = 5
 _SPARE = 0.005
 
 
-def check_limits(limits: dict[str, Any], precision: str) -> dict[str, float]:
+def check_limits(limits: dict[str, Any], form: str) -> dict[str, float]:
     """Return the limits that are given.
 
     Raises:
@@ -56,7 +56,7 @@ def check_limits(limits: dict[str, Any], precision: str) -> dict[str, float]:
             "of them"
         )
     of_runs = {"max_ms", "max_arena_bytes"} & given.keys()
-    if precision == "packed" and of_runs:
+    if form == "packed" and of_runs:
         raise ValueError(
             "A packed file is unpacked before it runs, so it has no time and "
             f"no arena of its own. Received: precision='packed', {given}"

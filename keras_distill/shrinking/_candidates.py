@@ -116,10 +116,17 @@ def taught(
     Raises:
         ValueError: if the budget cannot be reached, before any training.
     """
-    for name, way in WAYS.items():
-        if way.steps == 1:
-            teaching.check(_last_step(model, name, budget, run))
-    return {name: _student(model, name, budget, teaching, run) for name in WAYS}
+    ready = {
+        name: _last_step(model, name, budget, run)
+        for name, way in WAYS.items()
+        if way.steps == 1
+    }
+    for small in ready.values():
+        teaching.check(small)
+    return {
+        name: _student(model, name, ready.get(name), budget, teaching, run)
+        for name in WAYS
+    }
 
 
 def _last_step(model, name, budget, run):
@@ -127,10 +134,11 @@ def _last_step(model, name, budget, run):
     return pruned(model, WAYS[name].scope, budget, stage)
 
 
-def _student(model, name, budget, teaching, run):
+def _student(model, name, small, budget, teaching, run):
     """Return the trained network of one way.
 
-    The epochs are divided among the stages.
+    The epochs are divided among the stages. `small` is the network that is
+    trained, or None if the way has steps before.
     """
     scope, steps = WAYS[name]
     between = 0
@@ -144,7 +152,9 @@ def _student(model, name, budget, teaching, run):
         teaching.fit(model, between, stage, f"{name}, step {step} of {steps}")
     rounding = teaching.rounding_epochs if budget.is_int8 else 0
     left = teaching.epochs - between * (steps - 1) - rounding
-    model = _last_step(model, name, budget, run)
+    if small is None:
+        small = _last_step(model, name, budget, run)
+    model = small
     teaching.fit(model, left, run.stage(name, "last-step"), name)
     if budget.is_int8:
         model = quantize_aware(model)

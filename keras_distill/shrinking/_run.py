@@ -3,18 +3,19 @@
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_distill import _files
+from keras_distill.recording import RecordedTeacher
+from keras_distill.recording._manifest import teacher_fingerprint
 from keras_distill.reports._measure import Files
 from keras_distill.reports._measure import write_form
 from keras_distill.resuming import Resume
+from keras_distill.teachers._live_teacher import LiveTeacher
 
 
 class Stage:
@@ -111,27 +112,25 @@ def _write_json(path, value):
 
 
 def described(given: Any) -> Any:
-    """Return what tells an argument from others of its kind, as JSON has it.
+    """Return what tells a loss from others, as JSON has it.
 
     Args:
-        given: a model, whose weights count; another Keras object, whose config
-            counts; or a structure of these.
+        given: a loss, whose config counts; or a structure of losses.
     """
     if isinstance(given, (list, tuple)):
         return [described(part) for part in given]
     if isinstance(given, dict):
         return {str(key): described(part) for key, part in given.items()}
-    if isinstance(given, keras.Model):
-        return _checksum(given)
     if hasattr(given, "get_config"):
         return f"{type(given).__name__} {given.get_config()}"
+    if isinstance(given, str):
+        return given
     # Other objects have no text that is the same in each process.
     return getattr(given, "__qualname__", type(given).__name__)
 
 
-def _checksum(model):
-    found = 0
-    for weight in model.weights:
-        value = np.ascontiguousarray(ops.convert_to_numpy(weight))
-        found = zlib.crc32(value.tobytes(), found)
-    return found
+def fingerprint(teacher: Any) -> Any:
+    """Return what tells a teacher from others: its weights, or its rows."""
+    if isinstance(teacher, RecordedTeacher):
+        return teacher.manifest["fingerprint"]
+    return teacher_fingerprint(LiveTeacher(teacher, None, None), None)

@@ -8,9 +8,10 @@ import keras
 from keras_distill import _arguments
 from keras_distill import _backend
 from keras_distill.compression._models import model_to_rebuild
+from keras_distill.compression.litert._export_litert import PRECISIONS
+from keras_distill.compression.litert._export_litert import check_installed
 from keras_distill.losses import FunctionMatching
 from keras_distill.recording._manifest import augment_fingerprint
-from keras_distill.reports._arguments import check_precisions
 from keras_distill.reports._arguments import inputs_of
 from keras_distill.reports._arguments import named_models
 from keras_distill.reports._compare_files import compare_files
@@ -20,6 +21,7 @@ from keras_distill.shrinking._budget import check_limits
 from keras_distill.shrinking._candidates import taught
 from keras_distill.shrinking._run import Run
 from keras_distill.shrinking._run import described
+from keras_distill.shrinking._run import fingerprint
 from keras_distill.shrinking._score import Score
 from keras_distill.shrinking._shrunk import Shrunk
 from keras_distill.shrinking._teaching import Teaching
@@ -170,8 +172,8 @@ def shrink(
             "epochs": epochs,
             "learning_rate": learning_rate,
             "batch_size": batch_size,
-            "model": described(model),
-            "teacher": described(teacher),
+            "model": fingerprint(model),
+            "teacher": fingerprint(teaching.teacher),
             "loss": described(loss),
             "augment": str(augment_fingerprint(augment)),
         }
@@ -206,5 +208,10 @@ def _form(precision):
     """
     if precision == "packed":
         return precision
-    check_precisions(precision)
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"`precision` must have values from {(*PRECISIONS, 'packed')}. "
+            f"Received: precision={precision!r}"
+        )
+    check_installed()
     return f"litert_{precision}"

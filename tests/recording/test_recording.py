@@ -311,7 +311,6 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(
     np.testing.assert_allclose(outputs.sum(-1), 1, atol=2e-3)
 
 
-@pytest.mark.one_backend("torch")
 def test_a_killed_recording_goes_on_and_ends_the_same(tmp_path):
     program = """
 import sys, time

@@ -251,7 +251,6 @@ def test_values_are_measured_by_metrics(metrics, shape):
 
 
 @tensorflow_only
-@pytest.mark.one_backend("torch")
 def test_several_outputs_by_name_and_their_files():
     inputs = keras.Input((6,))
     x = layers.Dense(8, "relu")(inputs)

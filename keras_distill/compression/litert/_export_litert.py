@@ -140,7 +140,7 @@ def write_litert(
     c_array: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Export a model as `export_litert`, and return warnings instead."""
-    _check_installed()
+    check_installed()
     path = _files.writable(path)
     code_path = None if c_array is None else _files.writable(c_array)
     model = student_of(model)
@@ -179,7 +179,8 @@ def write_litert(
     return notes_on(content, plain, aware) if precision == "int8" else []
 
 
-def _check_installed():
+def check_installed() -> None:
+    """Raise an ImportError unless LiteRT is installed."""
     try:
         import ai_edge_litert.interpreter  # noqa: F401
     except ImportError as error:
