@@ -26,6 +26,7 @@ TABLES = {
     "Faster teachers": ("cheaper_teachers",),
     "Pruning, weight sharing and packing": ("compression", "packing"),
     "How the cost grows": ("batch_size", "teachers", "hints", "classes"),
+    "Language models": ("tokens",),
     "Several processes": ("scaling", "teacher_variables"),
 }
 

@@ -26,6 +26,7 @@ from benchmarks import measure_replay
 from benchmarks import measure_scaling
 from benchmarks import measure_steps
 from benchmarks import measure_teachers
+from benchmarks import measure_tokens
 from benchmarks import measure_views
 
 MEASUREMENTS = {
@@ -43,6 +44,7 @@ MEASUREMENTS = {
     "teachers": measure_steps.teachers,
     "hints": measure_steps.hints,
     "classes": measure_steps.classes,
+    "tokens": measure_tokens.tokens,
     "scaling": measure_scaling.scaling,
     "teacher_variables": measure_scaling.teacher_variables,
 }

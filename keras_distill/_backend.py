@@ -13,9 +13,10 @@ backends differ in where state is kept while that batch is prepared:
   the caller's teacher remains usable.
 
 The only other files that name a backend are `_processes.py`, for several
-processes on PyTorch, `teachers/_torch_modules.py`, for torch modules as
-teachers, `resuming/_shuffles.py`, for datasets of TensorFlow and PyTorch on any
-backend, and the LiteRT converter of TensorFlow.
+processes on PyTorch, `_gradients.py`, for gradients inside a step,
+`teachers/_torch_modules.py`, for torch modules as teachers,
+`resuming/_shuffles.py`, for datasets of TensorFlow and PyTorch on any backend,
+and the LiteRT converter of TensorFlow.
 """
 
 import contextlib

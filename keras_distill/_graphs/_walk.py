@@ -60,10 +60,10 @@ def nodes(graph: keras.Model) -> list[Any]:
     got its next layer.
     """
     found: dict[int, Any] = {}
-    waiting = [_node_of(tensor) for tensor in graph.outputs]
+    waiting = [node_of(tensor) for tensor in graph.outputs]
     while waiting:
         node = waiting[-1]
-        read = [_node_of(tensor) for tensor in node.input_tensors]
+        read = [node_of(tensor) for tensor in node.input_tensors]
         missing = [other for other in read if id(other) not in found]
         if missing:
             waiting += missing
@@ -72,7 +72,8 @@ def nodes(graph: keras.Model) -> list[Any]:
     return list(found.values())
 
 
-def _node_of(tensor):
+def node_of(tensor: keras.KerasTensor) -> Any:
+    """Return the call (node) that returned a symbolic tensor."""
     operation, index, _ = tensor._keras_history
     return operation._inbound_nodes[index]
 

@@ -24,6 +24,7 @@ def annotate(data, augment, run_teacher, logs, step):
         follows = View(augment, drawn, x)
     student_view, teacher_view = view_of_each(view, x)
     outputs, features = run_teacher(teacher_view, recorded)
+    chunks = logs.objective.chunks
     return StepInputs(student_view), Targets(
         y,
         weights,
@@ -31,4 +32,5 @@ def annotate(data, augment, run_teacher, logs, step):
         features,
         follows,
         logs.objective.moment(step),
+        () if chunks is None else chunks.teacher_values(),
     )

@@ -10,7 +10,7 @@ from keras_distill.distiller._value_watch import ValueWatch
 from keras_distill.losses import FunctionMatching
 
 
-def make_logs(student, live_teacher, recording, hints, arguments):
+def make_logs(student, live_teacher, recording, hints, arguments, chunks=None):
     """Return the `Logs`, which hold the `Objective`.
 
     Args:
@@ -19,10 +19,15 @@ def make_logs(student, live_teacher, recording, hints, arguments):
         recording: the `RecordedTeacher`, or `None`.
         hints: list of `Hint`.
         arguments: dict of the arguments of `Distiller.compile`.
+        chunks: the `TokenChunks`, or `None`.
 
     Raises:
         ValueError: if the outputs of the models do not fit the loss.
     """
+    if chunks is not None:
+        chunks.check_metrics(
+            arguments["metrics"], arguments["weighted_metrics"]
+        )
     loss = arguments["loss"]
     if loss is None and not _output_checks.hints_alone(
         student, live_teacher, hints
@@ -34,6 +39,7 @@ def make_logs(student, live_teacher, recording, hints, arguments):
         getattr(student, "output_names", None),
         hints,
         ValueWatch() if arguments["check_values"] else None,
+        chunks,
     )
     _output_checks.check_models(student, live_teacher, recording, objective)
     metrics = TeacherMetrics(

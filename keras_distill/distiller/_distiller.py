@@ -41,6 +41,7 @@ from keras_distill.distiller._objective import Leaf
 from keras_distill.distiller._step_data import StepInputs
 from keras_distill.distiller._step_data import outputs_and_features
 from keras_distill.distiller._teacher_metrics import without_teacher_metrics
+from keras_distill.distiller._token_chunks import token_chunks
 from keras_distill.losses import Hint
 from keras_distill.recording import RecordedTeacher
 from keras_distill.recording._replay import teacher_outputs
@@ -81,6 +82,11 @@ class Distiller(keras.Model):
         teacher_preprocessing: the same before the teacher alone.
         teacher_dtype: `"bfloat16"` or `"float16"` to run the teacher in that
             precision; `None` for its own.
+        tokens_per_chunk: int, or `None`. For language models, whose logits of
+            all tokens do not fit into memory: the last layer of both models and
+            the loss are applied to so many tokens at a time. Loss and gradients
+            are the same. Both must be functional models that end in a `Dense`
+            or a `ReversibleEmbedding`. Metrics are not available.
         name: name of the model.
 
     Call arguments:
@@ -125,6 +131,7 @@ class Distiller(keras.Model):
         student_preprocessing: Any = None,
         teacher_preprocessing: Any = None,
         teacher_dtype: str | None = None,
+        tokens_per_chunk: int | None = None,
         name: str | None = None,
     ) -> None:
         _model_checks.check_roles(student, teacher)
@@ -146,6 +153,8 @@ class Distiller(keras.Model):
             augment = ConsistentAugment(augment)
         self.augment = augment
         self.teacher_dtype = teacher_dtype
+        self.tokens_per_chunk = tokens_per_chunk
+        self._chunks = token_chunks(student, tokens_per_chunk)
         self._features = HintFeatures(student, hints)
         self.hints = self._features.hints
         self._fitting = False
@@ -161,11 +170,15 @@ class Distiller(keras.Model):
     def teacher(self, teacher: Any) -> None:
         recording = teacher if isinstance(teacher, RecordedTeacher) else None
         if recording is not None:
-            _output_checks.check_replay(recording, self.augment, self.hints)
+            _output_checks.check_replay(
+                recording, self.augment, self.hints, self._chunks
+            )
             teacher = recording.live_or_absent
         live = LiveTeacher(
             teacher, self.teacher_preprocessing, self.teacher_dtype
         )
+        if self._chunks is not None:
+            self._chunks.split_teacher(live)
         _model_checks.check_no_shared_weights(self.student, live)
         self._features.find_in(live, self.student, can_change=not self.built)
         self._track_projectors()
@@ -207,22 +220,26 @@ class Distiller(keras.Model):
     def call(self, inputs: Tensors, training: bool | None = None) -> Tensors:
         if isinstance(inputs, StepInputs):
             return self._features.run_student(
-                self._run_student, inputs.view, training
+                self._run_student_in_step, inputs.view, training
             )
-        return self._run_student(inputs, training)
+        return self._run(self.student, inputs, training)
 
-    def _run_student(self, inputs, training=None):
+    def _run_student_in_step(self, inputs, training=None):
+        chunks = self._chunks
+        run = self.student if chunks is None else chunks.hidden_states
+        return self._run(run, inputs, training)
+
+    def _run(self, model, inputs, training):
         if self.student_preprocessing is not None:
             inputs = self.student_preprocessing(inputs)
-        return self.student(inputs, training=training)
+        return model(inputs, training=training)
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Print the student's summary, with the arguments of Keras."""
         return self.student.summary(*args, **kwargs)
 
     def _repr_html_(self) -> str:
-        objective = self._logs.objective if self.compiled else None
-        return html_card(self, objective)
+        return html_card(self, self._logs.objective if self.compiled else None)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, with the arguments of `keras.Model.export`.
@@ -231,13 +248,7 @@ class Distiller(keras.Model):
             ValueError: if there is a `student_preprocessing`, which the file
                 would leave out.
         """
-        if self.student_preprocessing is not None:
-            raise ValueError(
-                "The exported file would leave out `student_preprocessing`. "
-                f"Received: {self.student_preprocessing!r}. Put it in front of "
-                "the student in one model, or export `distiller.student` and "
-                "preprocess its inputs."
-            )
+        _model_checks.check_export(self.student_preprocessing)
         return self.student.export(*args, **kwargs)
 
     def compile(
@@ -280,13 +291,7 @@ class Distiller(keras.Model):
             ValueError: if the outputs of teacher and student do not fit each
                 other, or contradict the loss's `from_logits`.
         """
-        if self._fitting:
-            raise RuntimeError(
-                "`compile()` was called during `fit()`, which uses the steps "
-                "compiled before. To change the temperature, alpha or a weight "
-                "during one `fit()`, use a schedule in the loss. Otherwise "
-                "call `compile()` between two calls of `fit()`."
-            )
+        _model_checks.check_not_fitting(self._fitting)
         given = {
             "loss": loss,
             "loss_weights": loss_weights,
@@ -301,15 +306,14 @@ class Distiller(keras.Model):
             self._recording,
             self.hints,
             given,
+            self._chunks,
         )
-        num_outputs = len(getattr(self.student, "output_names", [""]))
+        count = len(getattr(self.student, "output_names", [""]))
         super().compile(
             optimizer=optimizer,
             loss=self._logs.objective,
-            metrics=without_teacher_metrics(metrics, num_outputs),
-            weighted_metrics=without_teacher_metrics(
-                weighted_metrics, num_outputs
-            ),
+            metrics=without_teacher_metrics(metrics, count),
+            weighted_metrics=without_teacher_metrics(weighted_metrics, count),
             **kwargs,
         )
         self._compile_arguments = _saving.CompileArguments(
@@ -398,7 +402,8 @@ class Distiller(keras.Model):
             return ops.zeros(())  # Keras builds its state; ours has none.
         outputs, features = outputs_and_features(y_pred)
         y_pred = Leaf((outputs, self._features.project(features)))
-        return super().compute_loss(x, Leaf(y), y_pred, None, training)
+        y = Leaf(y._replace(training=training))
+        return super().compute_loss(x, y, y_pred, None, training)
 
     def compute_metrics(
         self, x: Tensors, y: Any, y_pred: Any, sample_weight: Tensors = None
@@ -471,7 +476,7 @@ class Distiller(keras.Model):
         )
         self._features.build(
             self._live_teacher,
-            self._run_student,
+            self._run_student_in_step,
             (teacher_view, view),
             can_change=not self.built,
         )

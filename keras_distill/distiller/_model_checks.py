@@ -66,6 +66,28 @@ def _size(model):
     return sum(math.prod(w.shape) for w in model.weights if len(w.shape))
 
 
+def check_export(student_preprocessing):
+    """Raise if an exported student would lack its preprocessing."""
+    if student_preprocessing is not None:
+        raise ValueError(
+            "The exported file would leave out `student_preprocessing`. "
+            f"Received: {student_preprocessing!r}. Put it in front of the "
+            "student in one model, or export `distiller.student` and "
+            "preprocess its inputs."
+        )
+
+
+def check_not_fitting(is_fitting):
+    """Raise if `compile()` is called during `fit()`."""
+    if is_fitting:
+        raise RuntimeError(
+            "`compile()` was called during `fit()`, which uses the steps "
+            "compiled before. To change the temperature, alpha or a weight "
+            "during one `fit()`, use a schedule in the loss. Otherwise call "
+            "`compile()` between two calls of `fit()`."
+        )
+
+
 def preprocessing(argument, given, model):
     """Return the preprocessing of a model: the one given, or its own.
 

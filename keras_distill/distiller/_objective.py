@@ -42,15 +42,19 @@ class Objective(keras.losses.Loss):
         names: names of the student's outputs, or `None`.
         hints: list of `Hint`.
         watch: the `ValueWatch`, or `None`.
+        chunks: the `TokenChunks`, or `None`. With them, the student's outputs
+            are hidden states.
 
     Raises:
         ValueError: if there are neither losses nor hints, or if `loss_weights`
             does not fit `loss`.
     """
 
-    def __init__(self, loss, loss_weights, names, hints, watch=None):
+    def __init__(
+        self, loss, loss_weights, names, hints, watch=None, chunks=None
+    ):
         super().__init__(name="objective")
-        self.names, self.watch = names, watch
+        self.names, self.watch, self.chunks = names, watch, chunks
         self.hint_terms = [HintTerm(h, i) for i, h in enumerate(hints)]
         self.hint_trackers = [keras.metrics.Mean(name="hint_loss")][
             : len(self.hint_terms)
@@ -78,6 +82,8 @@ class Objective(keras.losses.Loss):
         self.groups = None
         if any(groups):
             self.groups = tree.pack_sequence_as(loss, groups)
+        if chunks is not None:
+            chunks.check(self.output_terms)
 
     @property
     def output_terms(self):
@@ -167,6 +173,9 @@ class Objective(keras.losses.Loss):
         for index, (path, terms) in enumerate(self.terms_by_output(outputs)):
             output = _outputs.at(outputs, path)
             of_output = OutputTargets(targets, path, index, self.names, output)
+            if self.chunks is not None:
+                total = total + self._value_in_chunks(targets, of_output, terms)
+                continue
             if self.watch is not None:
                 self.watch.check_terms(of_output, terms)
             for term in terms:
@@ -174,6 +183,22 @@ class Objective(keras.losses.Loss):
         total = total + self._hint_loss(targets, features)
         if self.watch is not None:
             self.watch.check_loss(total)
+        return total
+
+    def _value_in_chunks(self, targets, of_output, terms):
+        if self.watch is not None:
+            self.watch.check_labels(of_output, terms, self.chunks.num_classes)
+        values, total = self.chunks.values(
+            terms,
+            of_output,
+            targets.moment,
+            targets.teacher_head,
+            targets.training,
+        )
+        for term, values_of_term in zip(terms, values):
+            total = total + term.value(
+                of_output, targets.moment, values_of_term
+            )
         return total
 
     def _hint_loss(self, targets, features):

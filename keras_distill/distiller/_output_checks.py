@@ -89,9 +89,16 @@ def _known_outputs(member):
     return _outputs.known_outputs(member)
 
 
-def check_replay(recording, augment, hints):
+def check_replay(recording, augment, hints, chunks):
     """Raise if a recording cannot replace the teacher here."""
     recording.check_augment(augment)
+    if chunks is not None:
+        raise ValueError(
+            "A recording holds the outputs of all tokens and no hidden "
+            f"states. Received: tokens_per_chunk={chunks.size} and a "
+            "RecordedTeacher. Leave `tokens_per_chunk` out, or pass the "
+            "teacher itself."
+        )
     if hints:
         raise ValueError(
             "A recorded teacher has outputs but no features. Received: "

@@ -20,6 +20,7 @@ PARTS = (
     "student_preprocessing",
     "teacher_preprocessing",
     "teacher_dtype",
+    "tokens_per_chunk",
 )
 _SEED_STATE = "seed_state_"
 _GLOBAL_STATE = "global_random_state"

@@ -53,6 +53,9 @@ class Targets(typing.NamedTuple):
         features: list of the teacher's features, one per hint.
         view: the `View` that labels and weights have to follow, or `None`.
         moment: the `Moment` of the step, for schedules.
+        teacher_head: the values that `TokenChunks` reads in this step.
+        training: bool. Whether the step computes gradients. It is known in
+            the loss.
     """
 
     labels: typing.Any
@@ -61,6 +64,8 @@ class Targets(typing.NamedTuple):
     features: typing.Sequence = ()
     view: typing.Any = None
     moment: typing.Any = None
+    teacher_head: typing.Sequence = ()
+    training: typing.Any = None
 
     @property
     def is_symbolic(self):

@@ -6,6 +6,7 @@ A term multiplies its value by its weight itself, which may be a schedule.
 """
 
 import keras
+from keras import ops
 
 from keras_distill import _schedules
 from keras_distill._keras_internals import get_keras_mask
@@ -70,19 +71,30 @@ class OutputTerm:
             values.update(self.loss.scheduled_values(moment.step))
         return {f"{self.prefix}{name}": value for name, value in values.items()}
 
-    def value(self, targets, moment):
+    def parts(self, moment):
+        """Return `{log name: (weight, function)}` at the `Moment` of a step."""
+        if not self.compares_with_teacher:
+            return {"loss": (1.0, self.loss.call)}
+        return self.loss.at(moment.step).parts()
+
+    def value(self, targets, moment, values=None):
         """Return the weighted value of this term, and log its parts.
 
         Args:
             targets: the `OutputTargets` of the output.
             moment: the `Moment` of the step, for schedules.
+            values: `{log name: values per place}`, if they are known already.
         """
-        parts = {"loss": (1.0, self.loss.call)}
-        if self.compares_with_teacher:
-            parts = self.loss.at(moment.step).parts()
-        target = target_of(self.loss, self._target(targets))
+        target = {}
+        if values is None:
+            target = target_of(self.loss, self.target(targets))
         total = 0.0
-        for name, (weight, function) in parts.items():
+        for name, (weight, function) in self.parts(moment).items():
+            if values is not None:
+
+                def function(y_true, y_pred, name=name):
+                    return values[name]
+
             value = _weighting.weighted_value(
                 function, self.loss, target, targets.output, targets.weights
             )
@@ -90,7 +102,27 @@ class OutputTerm:
             total = total + _schedules.value_at(weight, moment.step) * value
         return total * _schedules.product_at(self.weights, moment)
 
-    def _target(self, targets):
+    def values(self, target, output, moment):
+        """Return the weight and the values per place of each part.
+
+        Args:
+            target: what `target` returned.
+            output: the student's output.
+            moment: the `Moment` of the step.
+        """
+        y_true, y_pred = _weighting.converted(
+            self.loss, (target_of(self.loss, target), output)
+        )
+        product = _schedules.product_at(self.weights, moment)
+        return [
+            (
+                product * _schedules.value_at(weight, moment.step),
+                ops.cast(function(y_true, y_pred), "float32"),
+            )
+            for weight, function in self.parts(moment).values()
+        ]
+
+    def target(self, targets):
         """Return the `y_true` of a `DistillationLoss`."""
         target = {}
         if self.uses_labels:

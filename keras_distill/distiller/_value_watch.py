@@ -39,7 +39,7 @@ class ValueWatch:
         """
         if self.calls < _BATCHES:
             self._check_outputs(targets, terms)
-        self._check_labels(targets, terms)
+        self.check_labels(targets, terms, targets.output.shape[-1])
 
     def _check_outputs(self, targets, terms):
         losses = [t.loss for t in terms if t.uses_teacher]
@@ -49,7 +49,14 @@ class ValueWatch:
                 self.count(_TEACHER, contradicts(output, *kind))
             self.count(_STUDENT, contradicts(targets.output, *kind))
 
-    def _check_labels(self, targets, terms):
+    def check_labels(self, targets, terms, num_classes):
+        """Check the labels of one output.
+
+        Args:
+            targets: the `OutputTargets` of that output.
+            terms: list with the `OutputTerm` of each of its losses.
+            num_classes: the number of classes.
+        """
         for term in terms:
             if _compares_with_labels(term):
                 labels = targets.raw_labels
@@ -59,7 +66,7 @@ class ValueWatch:
                         _LABELS,
                         bad_labels(
                             labels,
-                            targets.output,
+                            (*targets.output.shape[:-1], num_classes),
                             term.loss.predicts,
                             targets.place_weights,
                         ),

@@ -73,6 +73,7 @@ class ClassicKD(WithLabels):
     """
 
     predicts = "classes"
+    is_per_place = True
     controls = ("alpha", "temperature")
 
     def __init__(

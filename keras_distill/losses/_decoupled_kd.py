@@ -82,6 +82,7 @@ class DecoupledKD(WithLabels):
     """
 
     predicts = "classes"
+    is_per_place = True
     controls = (
         "target_weight",
         "non_target_weight",

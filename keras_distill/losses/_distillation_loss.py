@@ -47,6 +47,9 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
       the loss is refused. The outputs of several teachers are averaged as
       probabilities, or unchanged with `"values"`. With `None`, nothing is
       checked, and a list of teachers is refused.
+    - `is_per_place`: whether the value at a place (sample, token or pixel)
+      depends on the outputs at this place only. `tokens_per_chunk` of a
+      `Distiller` requires it.
     - `controls`: names of the attributes that may be schedules. They are
       arguments of the constructor with the same names.
 
@@ -90,6 +93,7 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
     """
 
     predicts: str | None = None
+    is_per_place: bool = False
     controls: tuple[str, ...] = ("temperature",)
 
     # Losses with this argument set it in their constructor.

@@ -84,6 +84,7 @@ class FunctionMatching(DistillationLoss):
     """
 
     predicts = "classes"
+    is_per_place = True
 
     def __init__(
         self,

@@ -66,7 +66,10 @@ def _are_not_probabilities(outputs):
 
 
 def bad_labels(
-    labels: Tensor, outputs: Tensor, predicts: str, weights: Tensor | None
+    labels: Tensor,
+    shape: _shapes.Shape,
+    predicts: str,
+    weights: Tensor | None,
 ) -> Tensor:
     """Return the number of samples or places with invalid labels.
 
@@ -76,7 +79,7 @@ def bad_labels(
 
     Args:
         labels: as for `ClassicKD`, or for `BinaryKD`.
-        outputs: the student's outputs.
+        shape: static shape of the student's outputs.
         predicts: `"classes"` or `"labels"`.
         weights: float, one for each place of the outputs, or `None`. Labels of
             weight 0 are not checked.
@@ -84,29 +87,30 @@ def bad_labels(
     is_invalid = (
         _are_invalid_classes if predicts == "classes" else _are_invalid_labels
     )
-    bad = _as_float(is_invalid(ops.cast(labels, "float32"), outputs))
+    bad = _as_float(is_invalid(ops.cast(labels, "float32"), shape))
     if weights is not None:
         bad = bad * _as_float(ops.not_equal(weights, 0.0))
     return ops.sum(bad)
 
 
-def _are_invalid_classes(labels, outputs):
-    if as_one_hot_or_sparse(labels, outputs.shape) == "one-hot":
+def _are_invalid_classes(labels, shape):
+    if as_one_hot_or_sparse(labels, shape) == "one-hot":
         # Written so that NaN is invalid too.
         valid = ops.logical_and(
             ops.all(labels >= 0.0, axis=-1),
             ops.sum(labels, axis=-1) <= 1.0 + 1e-3,
         )
         return ops.logical_not(valid)
-    labels = ops.reshape(labels, ops.shape(outputs)[:-1])
-    nearest = ops.clip(ops.floor(labels), 0.0, outputs.shape[-1] - 1.0)
+    if len(labels.shape) == len(shape):
+        labels = ops.squeeze(labels, axis=-1)
+    nearest = ops.clip(ops.floor(labels), 0.0, shape[-1] - 1.0)
     return ops.not_equal(labels, nearest)
 
 
-def _are_invalid_labels(labels, outputs):
-    if not _shapes.fits(labels.shape, outputs.shape):
+def _are_invalid_labels(labels, shape):
+    if not _shapes.fits(labels.shape, shape):
         return 0.0  # The loss raises the error.
-    labels = _shapes.like(labels, outputs)
+    labels = _shapes.like(labels, keras.KerasTensor(shape))
     bad = ops.not_equal(labels, ops.clip(labels, 0.0, 1.0))
     return ops.any(bad, axis=-1) if len(bad.shape) > 1 else bad
 

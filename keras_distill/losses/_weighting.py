@@ -54,14 +54,8 @@ def weighted_value(
         ValueError: if the shapes of the weights or the mask do not match the
             values.
     """
-
-    def converted(tensor):
-        return ops.convert_to_tensor(tensor, dtype=loss.dtype)
-
     mask = get_keras_mask(output)
-    values = function(
-        keras.tree.map_structure(converted, target), converted(output)
-    )
+    values = function(*converted(loss, (target, output)))
     if len(values.shape) == 0 and hasattr(loss, "predicts"):
         raise ValueError(
             "A loss must return one value per sample or place. Received: a "
@@ -82,6 +76,13 @@ def weighted_value(
         computed_values, reduction=loss.reduction, dtype=loss.dtype
     )
     return reduced(output, output, weights)
+
+
+def converted(loss: keras.losses.Loss, tensors: Tensors) -> Tensors:
+    """Return tensors in the dtype that a loss computes in."""
+    return keras.tree.map_structure(
+        lambda tensor: ops.convert_to_tensor(tensor, dtype=loss.dtype), tensors
+    )
 
 
 def aligned(weights: Tensor, shape: Sequence[int | None]) -> Tensor:

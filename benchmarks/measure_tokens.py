@@ -1,0 +1,117 @@
+"""A step on language models with a large vocabulary, in chunks of tokens.
+
+Each side runs in a process of its own: the step on the logits of all tokens,
+and the step with `tokens_per_chunk`. Compared are the time of a step, and the
+peak memory as in `measure_memory.py`. Both models are an embedding whose
+weights are also the last layer, so nearly all of the step is their vocabulary.
+"""
+
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+from keras import layers
+
+from benchmarks.measure_memory import PROCESS
+from benchmarks.measure_memory import resident
+from keras_distill import Distiller
+from keras_distill import FunctionMatching
+
+ROUNDS = 3
+STEPS = 3
+VOCABULARY, WIDTH, BATCH, TIME, CHUNK = 262_144, 256, 2, 1024, 128
+
+
+def tokens(smoke):
+    found = {None: [], CHUNK: []}
+    for _ in range(1 if smoke else ROUNDS):
+        for chunk, values in found.items():
+            values.append(_in_a_process(chunk, smoke))
+    size = (
+        f"{VOCABULARY:,} tokens, width {WIDTH}, a batch of {BATCH} x {TIME:,}"
+    )
+    return [
+        _row(
+            f"peak memory with chunks of {CHUNK} / without, {size}",
+            0.25,
+            0,
+            found,
+        ),
+        _row(f"a step with chunks of {CHUNK} / without, {size}", 1.2, 1, found),
+    ]
+
+
+def _row(title, goal, index, found):
+    whole, chunks = ([each[index] for each in found[c]] for c in (None, CHUNK))
+    ratios = [a / b for a, b in zip(chunks, whole)]
+    unit = ("mebibytes", "seconds")[index]
+    return {
+        "title": title,
+        "goal": goal,
+        "ratio": round(statistics.median(ratios), 4),
+        "low": round(min(ratios), 4),
+        "high": round(max(ratios), 4),
+        unit: [
+            round(statistics.median(values), 2) for values in (chunks, whole)
+        ],
+        "samples": len(ratios),
+    }
+
+
+def _in_a_process(chunk, smoke):
+    arguments = [str(chunk or 0), "smoke" if smoke else "full"]
+    result = subprocess.run(
+        [sys.executable, "-m", __name__, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def peak_and_time(chunk, smoke):
+    """Return the mebibytes that training adds here, and the time of a step."""
+    vocabulary, length = (512, 16) if smoke else (VOCABULARY, TIME)
+    teacher, student = (_language_model(vocabulary) for _ in range(2))
+    x = np.random.default_rng(0).integers(0, vocabulary, (BATCH, length))
+    before = resident("VmRSS")
+    distiller = Distiller(
+        student=student, teacher=teacher, tokens_per_chunk=chunk
+    )
+    # Without slots, the optimizer adds nothing to either side.
+    distiller.compile(
+        keras.optimizers.SGD(1e-3), FunctionMatching(), check_values=False
+    )
+    distiller.train_on_batch(x)
+    gc.collect()
+    # Give freed memory back, and forget the peak that compiling reached.
+    ctypes.CDLL(None).malloc_trim(0)
+    (PROCESS / "clear_refs").write_text("5")
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        distiller.train_on_batch(x)
+        times.append(time.perf_counter() - start)
+    peak = (resident("VmHWM") - before) / 2**20
+    return peak, statistics.median(times)
+
+
+def _language_model(vocabulary):
+    embedding = layers.ReversibleEmbedding(vocabulary, WIDTH)
+    inputs = keras.Input((None,), dtype="int32")
+    hidden = layers.Dense(WIDTH, "gelu")(embedding(inputs))
+    return keras.Model(inputs, embedding(hidden, reverse=True))
+
+
+if __name__ == "__main__":
+    print(
+        json.dumps(
+            peak_and_time(int(sys.argv[1]) or None, sys.argv[2] == "smoke")
+        )
+    )
