@@ -23,7 +23,7 @@ from benchmarks.measure_memory import resident
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 
-ROUNDS = 3
+ROUNDS = 2
 STEPS = 3
 VOCABULARY, WIDTH, BATCH, TIME, CHUNK = 262_144, 256, 2, 1024, 128
 

@@ -83,6 +83,7 @@ MEASUREMENTS = {
         "hints",
         "scaling",
         "teacher_variables",
+        "tokens",
     ),
 }
 

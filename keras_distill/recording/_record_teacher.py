@@ -141,7 +141,7 @@ def record_teacher(
         teacher, teacher_preprocessing, teacher_dtype, in_step=False
     )
     source = _sources.source_of(dataset, batch_size, seed)
-    step = RecordingStep(live_teacher, augment, predicts, from_logits)
+    step = RecordingStep(live_teacher, augment, predicts, from_logits, top_k)
     header = header_of(
         live_teacher,
         source,

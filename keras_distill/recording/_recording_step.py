@@ -15,6 +15,7 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill._graphs import _features
+from keras_distill.recording._top_k import most_probable
 from keras_distill.teachers import _average
 from keras_distill.teachers import _teacher_outputs
 from keras_distill.teachers import _torch_modules
@@ -34,6 +35,7 @@ class RecordingStep:
         augment: `ConsistentAugment` or `None`.
         predicts, from_logits: what the outputs are, to average several
             teachers.
+        top_k: int, how many classes `run_top_k` keeps, or `None`.
     """
 
     def __init__(
@@ -42,18 +44,24 @@ class RecordingStep:
         augment: ConsistentAugment | None,
         predicts: str,
         from_logits: bool,
+        top_k: int | None,
     ) -> None:
         self.live_teacher, self.augment = live_teacher, augment
         self.predicts, self.from_logits = predicts, from_logits
+        self.top_k = top_k
         members = live_teacher.members
         parts = [*live_teacher.runners, live_teacher.preprocessing]
         if all(part is None or is_compilable(part) for part in parts):
             self._compiled = _CompiledFunction(
                 self._draw_and_run, members, augment
             )
+            self._compiled_top_k = _CompiledFunction(
+                self._draw_and_run_top_k, members, augment
+            )
             self._runners = None
         else:
             self._compiled = _CompiledFunction(self._draw, [], augment)
+            self._compiled_top_k = _CompiledFunction(self._most_probable, [])
             self._runners = [
                 self._runner(*each)
                 for each in zip(live_teacher.runners, members)
@@ -85,6 +93,22 @@ class RecordingStep:
         for output in tree.flatten(outputs):
             _teacher_outputs.check_rows(output, size)
         return outputs, result["drawn"]
+
+    def run_top_k(self, x: Any) -> tuple[list[dict], dict[str, np.ndarray]]:
+        """Return `(outputs, drawn)` of a batch, with `top_k` classes of each.
+
+        Of Keras models, they are chosen on the device.
+
+        Returns:
+            A list with what `most_probable` returns of each output; and what
+            `run` returns.
+        """
+        if self._runners is None:
+            result = self._compiled_top_k.predict_on_batch(x)
+            return result["outputs"], result["drawn"]
+        outputs, drawn = self.run(x)
+        flat = tree.flatten(outputs)
+        return self._compiled_top_k.predict_on_batch(flat), drawn
 
     def drawn_per_row(self, x: Any) -> dict[str, bool]:
         """Return, by name, whether a drawn tensor has a value per image.
@@ -161,6 +185,17 @@ class RecordingStep:
             for each in self.live_teacher(view_of_each(view, inputs)[1])
         ]
         return {"outputs": self._averaged(outputs), "drawn": tensors_of(drawn)}
+
+    def _draw_and_run_top_k(self, inputs):
+        result = self._draw_and_run(inputs)
+        outputs = self._most_probable(tree.flatten(result["outputs"]))
+        return {**result, "outputs": outputs}
+
+    def _most_probable(self, outputs):
+        return [
+            most_probable(output, self.top_k, self.from_logits)
+            for output in outputs
+        ]
 
     def _averaged(self, outputs):
         """Average a list with the outputs of each teacher."""

@@ -78,25 +78,31 @@ class OutputFields:
             (f"{self.name}_log_rest", self.dtype, self.shape[:-1]),
         ]
 
-    def write(self, rows: np.ndarray, outputs: np.ndarray) -> None:
-        """Write outputs `(batch, *shape)` into rows.
+    def write(self, rows: np.ndarray, outputs: Any) -> None:
+        """Write outputs into rows.
+
+        Args:
+            rows: structured array `(batch,)`.
+            outputs: array `(batch, *shape)`, or with `top_k` a dict as
+                `most_probable` returns it.
 
         Raises:
-            ValueError: if they exceed the range of the dtype.
+            ValueError: if they have another shape than the first batch, or
+                exceed the range of the dtype.
         """
         if self.top_k is None:
-            rows[self.name] = self._in_range(outputs)
-            return
-        log_probs = _log_probs(outputs.astype("float64"), self.from_logits)
-        classes = np.argsort(-log_probs, axis=-1)[..., : self.top_k]
-        kept = np.take_along_axis(log_probs, classes, axis=-1)
-        rest = 1.0 - np.exp(kept).sum(axis=-1)
-        others = self.shape[-1] - self.top_k
-        # If the rest is close to 0, rounding makes it 0 or negative.
-        log_rest = np.log(np.maximum(rest, 1e-30) / max(others, 1))
-        rows[f"{self.name}_classes"] = classes
-        rows[f"{self.name}_log_probs"] = np.maximum(kept, -6e4)
-        rows[f"{self.name}_log_rest"] = log_rest
+            outputs = {"": self._in_range(outputs)}
+        for ending, values in outputs.items():
+            name = f"{self.name}_{ending}" if ending else self.name
+            if values.shape[1:] != rows[name].shape[1:]:
+                raise ValueError(
+                    "A teacher's outputs must have one shape in all batches. "
+                    f"Received: shape {values.shape[1:]} after "
+                    f"{rows[name].shape[1:]}."
+                )
+            if ending == "log_probs":
+                values = np.maximum(values, -6e4)  # finite in float16
+            rows[name] = values
 
     def _in_range(self, outputs):
         largest = np.abs(outputs).max(initial=0)
@@ -147,14 +153,6 @@ def output_fields(manifest):
         )
         for index, shape in enumerate(manifest["output_shapes"])
     ]
-
-
-def _log_probs(outputs, from_logits):
-    if not from_logits:
-        return np.log(np.maximum(outputs, 1e-30))
-    peak = outputs.max(axis=-1, keepdims=True)
-    total = np.log(np.exp(outputs - peak).sum(axis=-1, keepdims=True))
-    return outputs - peak - total
 
 
 class Shards:

@@ -107,15 +107,20 @@ class RecordingWriter:
             self._save()
 
     def _write_view(self, x, samples):
-        outputs, drawn = self._step.run(x)
+        run = self._step.run
+        if self._manifest["top_k"] is not None:
+            run = self._step.run_top_k
+        outputs, drawn = run(x)
         rows = np.zeros(len(samples), self._shards.dtype)
         rows["sample"] = samples
         for name, per_row in self._manifest["drawn_per_row"].items():
             values = drawn[name]
             rows[f"drawn_{name}"] = values if per_row else values[np.newaxis]
-        for fields, values in zip(self._output_fields, tree.flatten(outputs)):
-            _check_finite(values, samples)
-            _check_shape(values.shape[1:], fields.shape)
+        if self._manifest["top_k"] is None:
+            outputs = tree.flatten(outputs)
+        for fields, values in zip(self._output_fields, outputs):
+            for values_of_field in tree.flatten(values):
+                _check_finite(values_of_field, samples)
             fields.write(rows, values)
         self._unsaved.append(rows)
 
@@ -168,12 +173,4 @@ def _check_finite(values, samples):
             "on these samples, and whether its inputs have the range and "
             "preprocessing that it was trained with. The batches recorded "
             "before are kept."
-        )
-
-
-def _check_shape(shape, expected):
-    if shape != expected:
-        raise ValueError(
-            "A teacher's outputs must have one shape in all batches. Received: "
-            f"shape {shape} after {expected}."
         )
