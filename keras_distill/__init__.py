@@ -29,6 +29,7 @@ from keras_distill.losses import AttentionTransfer as AttentionTransfer
 from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
 from keras_distill.losses import RelationalKD as RelationalKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
+from keras_distill.teachers import copy_layers as copy_layers
 from keras_distill.recording import record_teacher as record_teacher
 from keras_distill.recording import RecordedTeacher as RecordedTeacher
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022
     "TeacherDivergence",
     "ValueMatching",
     "compare",
+    "copy_layers",
     "record_teacher",
     "shrink",
 ]

@@ -174,7 +174,8 @@ class RecordedTeacher:
             loss: a `DistillationLoss`.
 
         Raises:
-            ValueError: if `predicts` or `from_logits` differ.
+            ValueError: if `predicts` or `from_logits` differ, or if the loss
+                requires the probabilities that `top_k` left out.
         """
         recorded, logits = (
             self.manifest[key] for key in ("predicts", "from_logits")
@@ -188,6 +189,18 @@ class RecordedTeacher:
                 "averaged or shortened accordingly. Received: "
                 f"{name}, which compares {loss.predicts}. Record the teacher "
                 f"with `predicts={loss.predicts!r}`."
+            )
+        if (
+            self.manifest["top_k"] is not None
+            and getattr(loss, "divergence", None) == "reverse"
+        ):
+            raise ValueError(
+                "The reverse divergence depends most on classes that are "
+                "likely for the student and not for the teacher. Of these, "
+                "`top_k` keeps only the average probability, so the loss would "
+                f"be wrong. Received: {name}(divergence='reverse') and a "
+                f"recording with top_k={self.manifest['top_k']}. Use the "
+                "forward divergence, or record without `top_k`."
             )
         if "values" in (loss.predicts, recorded) or loss.predicts is None:
             return

@@ -84,7 +84,11 @@ class Shrunk:
         self.comparison.plot(path)
 
     def __str__(self) -> str:
-        return str(self.comparison)
+        return f"{self.comparison}\n{self._chosen}"
 
     def _repr_html_(self) -> str:
-        return self.comparison._repr_html_()
+        return f"{self.comparison._repr_html_()}<p>{self._chosen}</p>"
+
+    @property
+    def _chosen(self):
+        return f"Chosen on the validation data: {self.name}"

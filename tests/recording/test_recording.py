@@ -443,6 +443,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         )
 
 
+def test_what_top_k_leaves_out_is_not_compared(tmp_path):
+    recording = recorded(mlp(), vectors(20)[0], tmp_path, top_k=2)
+    distiller = Distiller(student=mlp(3), teacher=recording)
+    with pytest.raises(ValueError, match="record without `top_k`"):
+        distiller.compile("sgd", FunctionMatching(divergence="reverse"))
+    distiller.compile("sgd", FunctionMatching(divergence="jensen_shannon"))
+
+
 def test_bad_outputs_and_bad_data_are_refused(tmp_path):
     x, _ = vectors(20)
     x[13] = np.nan

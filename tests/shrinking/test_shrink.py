@@ -250,6 +250,7 @@ def test_the_result_shows_itself(run, tmp_path):
     x, y = vectors(32)
     result = run(mlp(16), x, y, max_parameters=100)
     assert "uniform" in str(result) and "<table" in result._repr_html_()
+    assert f"validation data: {result.name}" in str(result)
     result.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="a folder that exists"):
