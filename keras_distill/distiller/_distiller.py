@@ -34,8 +34,8 @@ from keras_distill.distiller._annotate import annotate
 from keras_distill.distiller._callback_modes import set_modes
 from keras_distill.distiller._card import html_card
 from keras_distill.distiller._compilation import make_logs
+from keras_distill.distiller._fit_arguments import evaluate_arguments
 from keras_distill.distiller._fit_arguments import fit_arguments
-from keras_distill.distiller._fit_arguments import labels_or_empty
 from keras_distill.distiller._hint_features import HintFeatures
 from keras_distill.distiller._objective import Leaf
 from keras_distill.distiller._step_data import StepInputs
@@ -77,8 +77,9 @@ class Distiller(keras.Model):
             inner layers of the teacher.
         student_preprocessing: layer or callable applied to the view before the
             student alone, in training and inference: rescaling, resizing,
-            picking an input. `None` for none; a KerasHub task's own
-            `preprocessor` is then used.
+            picking an input. `None` for none; of a KerasHub image task, its own
+            `preprocessor` is then used. Of a text task, `fit()` and
+            `evaluate()` apply the student's own `preprocessor` to text.
         teacher_preprocessing: the same before the teacher alone.
         teacher_dtype: `"bfloat16"` or `"float16"` to run the teacher in that
             precision; `None` for its own.
@@ -343,10 +344,9 @@ class Distiller(keras.Model):
     def evaluate(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        _model_checks.check_not_empty(x)
-        y = labels_or_empty(x, y, kwargs)
+        arguments = evaluate_arguments(self, x, y, args, kwargs)
         with _backend.weights_kept(self):
-            logs = super().evaluate(x, y, *args, **kwargs)
+            logs = super().evaluate(**arguments)
         _processes.end(self)
         return self._checked(logs)
 

@@ -8,9 +8,11 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill.distiller import _model_checks
+from keras_distill.distiller._text import tokenized
 from keras_distill.recording import _replay
 
 _FIT = inspect.signature(keras.Model.fit)
+_EVALUATE = inspect.signature(keras.Model.evaluate)
 
 
 def fit_arguments(distiller, recording, x, y, args, kwargs):
@@ -25,11 +27,9 @@ def fit_arguments(distiller, recording, x, y, args, kwargs):
         ValueError: if there is no data.
     """
     _model_checks.check_not_empty(x)
-    arguments = dict(_FIT.bind(None, x, y, *args, **kwargs).arguments)
-    del arguments["self"]
-    arguments["y"] = labels_or_empty(x, y, arguments)
-    arguments["validation_data"] = _with_labels_or_empty(
-        arguments.get("validation_data")
+    arguments = _bound(_FIT, distiller, x, y, args, kwargs)
+    arguments["validation_data"] = _validation_data(
+        distiller.student, arguments.get("validation_data")
     )
     if recording is None:
         return arguments
@@ -37,7 +37,34 @@ def fit_arguments(distiller, recording, x, y, args, kwargs):
     return _replay.replayed(recording, arguments, distiller.augment, *division)
 
 
-def labels_or_empty(x, y, arguments):
+def evaluate_arguments(distiller, x, y, args, kwargs):
+    """Return the arguments of a call of `evaluate()` by name.
+
+    Args:
+        distiller, x, y, args, kwargs: as for `fit_arguments`.
+
+    Raises:
+        ValueError: if there is no data.
+    """
+    _model_checks.check_not_empty(x)
+    return _bound(_EVALUATE, distiller, x, y, args, kwargs)
+
+
+def _bound(signature, distiller, x, y, args, kwargs):
+    """Return the arguments by name, with tokens in place of text."""
+    # `evaluate` takes arguments of `fit()` that its signature does not name.
+    arguments = dict(signature.bind(None, x, y, *args, **kwargs).arguments)
+    del arguments["self"]
+    arguments |= arguments.pop("kwargs", {})
+    x, y, weights = tokenized(
+        distiller.student, x, y, arguments.get("sample_weight")
+    )
+    arguments |= {"x": x, "sample_weight": weights}
+    arguments["y"] = _labels_or_empty(x, y, arguments)
+    return arguments
+
+
+def _labels_or_empty(x, y, arguments):
     """Return `y`, or empty labels `(n, 0)` if there are weights without labels.
 
     Keras drops `sample_weight` if `y=None`. `unpack` turns empty labels into
@@ -63,13 +90,23 @@ def labels_or_empty(x, y, arguments):
     return np.zeros((len(tree.flatten(x)[0]), 0), "float32")
 
 
-def _with_labels_or_empty(data):
-    """Return validation data `(x, None, sample_weight)` with empty labels."""
-    if not (isinstance(data, (tuple, list)) and len(data) == 3):
-        return data
-    x, y, sample_weight = data
-    y = labels_or_empty(x, y, {"sample_weight": sample_weight})
-    return x, y, sample_weight
+def _validation_data(student, data):
+    """Return validation data with tokens for text.
+
+    Data `(x, None, sample_weight)` gets empty labels.
+    """
+    if data is None:
+        return None
+    given = tuple(data) if isinstance(data, (tuple, list)) else (data,)
+    x, y, weights = tokenized(
+        student, *keras.utils.unpack_x_y_sample_weight(given)
+    )
+    if hasattr(x, "element_spec"):
+        return x
+    if weights is not None:
+        y = _labels_or_empty(x, y, {"sample_weight": weights})
+        return x, y, weights
+    return data if x is given[0] else (x, y)
 
 
 def _are_arrays(x):

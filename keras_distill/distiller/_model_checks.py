@@ -8,6 +8,8 @@ from keras import tree
 
 from keras_distill import _backend
 from keras_distill.distiller import _warnings
+from keras_distill.distiller._text import check_same_tokenizer
+from keras_distill.distiller._text import text_preprocessor
 
 
 def check_roles(student, teacher):
@@ -45,6 +47,7 @@ def check_no_shared_weights(student, live_teacher):
         _warn_if_larger(student, live_teacher.members)
         _warnings.random_views("student", student)
     for member in live_teacher.members:
+        check_same_tokenizer(student, member)
         if isinstance(member, keras.Model):
             _warnings.random_views("teacher", member)
 
@@ -92,11 +95,12 @@ def preprocessing(argument, given, model):
     """Return the preprocessing of a model: the one given, or its own.
 
     A KerasHub task carries a `preprocessor` that its `predict` applies and its
-    `call` does not.
+    `call` does not. That of a text task runs outside of the step, see
+    `_text.py`.
     """
     if given is None:
         attached = getattr(model, "preprocessor", None)
-        if attached is None:
+        if attached is None or text_preprocessor(model) is not None:
             return None
         given = getattr(attached, "image_converter", None)
         if given is None:
