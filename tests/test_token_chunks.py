@@ -1,11 +1,16 @@
 """`tokens_per_chunk`: the step without the logits of all tokens is the same."""
 
+import subprocess
+
 import keras
 import numpy as np
 import pytest
+from common import BACKEND
 from common import to_numpy
 from common import weights_of
 from keras import layers
+from programs import command
+from programs import environment
 
 from keras_distill import DIST
 from keras_distill import ClassicKD
@@ -47,7 +52,7 @@ def tokens(seed=0, size=(BATCH, TIME)):
     return x, y, weights
 
 
-def trained(chunk, student, teacher, loss, data, **options):
+def trained(chunk, student, teacher, loss, data, batch_size=3, **options):
     """Return everything that a short training leaves."""
     keras.utils.set_random_seed(3)
     distiller = Distiller(
@@ -56,7 +61,12 @@ def trained(chunk, student, teacher, loss, data, **options):
     distiller.compile(keras.optimizers.SGD(0.5), loss=loss())
     x, y, weights = data
     fitted = distiller.fit(
-        x, y, sample_weight=weights, batch_size=3, epochs=3, verbose=0
+        x,
+        y,
+        sample_weight=weights,
+        batch_size=batch_size,
+        epochs=3,
+        verbose=0,
     )
     scores = distiller.evaluate(
         x, y, sample_weight=weights, verbose=0, return_dict=True
@@ -133,6 +143,19 @@ def test_training_is_the_same_for_every_head(student):
         for size in (None, 5)
     ]
     same(*results)
+
+
+def test_a_quantized_teacher():
+    def teacher():
+        model = with_dense(width=16, seed=1)
+        model.layers[-1].quantize("int8")
+        return model
+
+    results = [
+        trained(size, with_dense, teacher, LOSSES["forward"], tokens())
+        for size in (None, 5)
+    ]
+    same(*results, tolerance=1e-3)
 
 
 def test_probabilities():
@@ -321,6 +344,14 @@ REFUSED = {
         {"student": lambda: with_dense(layers.LayerNormalization())},
         "Dense",
     ),
+    "an activity regularizer": (
+        {
+            "student": lambda: with_dense(
+                layers.Activation("relu", activity_regularizer="l2")
+            )
+        },
+        "activity regularizer",
+    ),
     "no whole number": ({"tokens_per_chunk": 2.5}, "tokens_per_chunk"),
     "another vocabulary": (
         {
@@ -400,4 +431,49 @@ def test_a_recording_of_logits_is_refused(tmp_path):
     with pytest.raises(ValueError, match="recording"):
         Distiller(
             student=language_model(), teacher=recording, tokens_per_chunk=5
+        )
+
+
+ON_TWO_DEVICES = """
+import contextlib
+import keras
+from common import BACKEND
+from test_token_chunks import *
+
+scope = contextlib.nullcontext()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+else:
+    devices = keras.distribution.list_devices("cpu")
+    assert len(devices) == 2
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+with scope:
+    found = trained(5, *PAIR, LOSSES["labels"], tokens(), batch_size=4)
+np.savez("found.npz", *found[0], *map(np.array, found[1].values()))
+"""
+PAIR = language_model, lambda: language_model(8, seed=1)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="has one device per process")
+def test_two_devices_give_the_update_of_one(tmp_path):
+    flags = "--xla_force_host_platform_device_count=2"
+    subprocess.run(
+        command("-c", ON_TWO_DEVICES),
+        env={**environment(), "XLA_FLAGS": flags},
+        check=True,
+        cwd=tmp_path,
+    )
+    weights, history, _ = trained(
+        5, *PAIR, LOSSES["labels"], tokens(), batch_size=4
+    )
+    with np.load(tmp_path / "found.npz") as found:
+        same(
+            [found[name] for name in found.files], [*weights, *history.values()]
         )

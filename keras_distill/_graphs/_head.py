@@ -65,7 +65,8 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     """Return the model up to its last hidden states, and its head.
 
     The head is a `Dense` or a `ReversibleEmbedding`, and activations that
-    follow it. Both parts share the layers of the model.
+    follow it, none of them with an activity regularizer. Both parts share the
+    layers of the model.
 
     Args:
         model: a Keras model.
@@ -78,7 +79,11 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     calls = [node_of(model.outputs[0])]
     while _is_activation(calls[0]):
         calls.insert(0, node_of(calls[0].input_tensors[0]))
-    if not isinstance(calls[0].operation, _LAST_LAYERS):
+    operations = [call.operation for call in calls]
+    if not isinstance(operations[0], _LAST_LAYERS) or any(
+        getattr(operation, "activity_regularizer", None)
+        for operation in operations
+    ):
         return None
     (hidden,) = calls[0].input_tensors
     body = keras.Model(_outputs.known_inputs(model), hidden, name=model.name)

@@ -323,7 +323,8 @@ def _split(role, model):
             "`tokens_per_chunk` requires functional models with one output, "
             "which ends in a `keras.layers.Dense` or a "
             "`keras.layers.ReversibleEmbedding`, and activations after it at "
-            f"most. Received: {role}={model!r}. Leave `tokens_per_chunk` out, "
+            "most, none of them with an activity regularizer. "
+            f"Received: {role}={model!r}. Leave `tokens_per_chunk` out, "
             "or end the model in such a layer."
         )
     return parts
