@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_distill import _arguments
@@ -84,7 +85,9 @@ def copy_layers(
         _check_same_weights(layer, source)
     for layer, source in pairs.values():
         for variable, value in zip(layer.weights, source.weights):
-            variable.assign(ops.cast(value, variable.dtype))
+            # A copy: on JAX, a training step deletes the buffers that it gets,
+            # and the teacher must not lose its own.
+            variable.assign(np.array(ops.convert_to_numpy(value)))
     return {name: sources[name] for name in pairs}
 
 
