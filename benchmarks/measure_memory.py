@@ -37,7 +37,8 @@ def memory(smoke):
         peaks = {side: [] for side in SIDES}
         for _ in range(1 if smoke else REPEATS):
             for side in SIDES:
-                peaks[side].append(_in_a_process(side, name, smoke))
+                size = "smoke" if smoke else "full"
+                peaks[side].append(in_a_process(__name__, side, name, size))
         ratios = [a / b for a, b in zip(*peaks.values())]
         medians = [statistics.median(values) for values in peaks.values()]
         rows.append(
@@ -54,10 +55,10 @@ def memory(smoke):
     return rows
 
 
-def _in_a_process(side, name, smoke):
-    arguments = [side, name, "smoke" if smoke else "full"]
+def in_a_process(module, *arguments):
+    """Return what a module prints as its last line, read as JSON."""
     result = subprocess.run(
-        [sys.executable, "-m", __name__, *arguments],
+        [sys.executable, "-m", module, *arguments],
         check=True,
         capture_output=True,
         text=True,
@@ -74,12 +75,16 @@ def peak(side, name, smoke):
         pair._replace(teacher=lambda: teacher, student=lambda: student)
     )
     run(2)
-    gc.collect()
-    # Give freed memory back, and forget the peak that compiling reached.
-    ctypes.CDLL(None).malloc_trim(0)
-    (PROCESS / "clear_refs").write_text("5")
+    forget_peak()
     run(STEPS)
     return (resident("VmHWM") - before) / 2**20
+
+
+def forget_peak():
+    """Give freed memory back, and forget the peak, that of compiling too."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    (PROCESS / "clear_refs").write_text("5")
 
 
 def resident(field):

@@ -4,26 +4,27 @@ The peak of a process of its own while it packs, less its size before, as in
 `measure_memory.py`. One kernel has all the weights, the case that takes most.
 """
 
-import ctypes
-import gc
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 
 import keras
 
-from benchmarks.measure_memory import PROCESS
 from benchmarks.measure_memory import REPEATS
+from benchmarks.measure_memory import forget_peak
+from benchmarks.measure_memory import in_a_process
 from benchmarks.measure_memory import resident
 from keras_distill.compression import pack
 
 
 def packing(smoke):
     size = 400 if smoke else 4000
-    found = [_in_a_process(size) for _ in range(1 if smoke else REPEATS)]
+    found = [
+        in_a_process(__name__, str(size))
+        for _ in range(1 if smoke else REPEATS)
+    ]
     ratios = [peak / weights for peak, weights in found]
     middle = [statistics.median(sizes) / 2**20 for sizes in zip(*found)]
     return [
@@ -40,26 +41,14 @@ def packing(smoke):
     ]
 
 
-def _in_a_process(size):
-    result = subprocess.run(
-        [sys.executable, "-m", __name__, str(size)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def peak(size):
     """Return the bytes that packing adds in this process, and the weights'."""
     model = _dense(size)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "model.packed")
         pack(_dense(4), path)  # imports what it needs
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        forget_peak()
         before = resident("VmRSS")
-        (PROCESS / "clear_refs").write_text("5")
         pack(model, path)
     return resident("VmHWM") - before, 4 * model.count_params()
 

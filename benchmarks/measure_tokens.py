@@ -6,11 +6,8 @@ peak memory as in `measure_memory.py`. Both models are an embedding whose
 weights are also the last layer, so nearly all of the step is their vocabulary.
 """
 
-import ctypes
-import gc
 import json
 import statistics
-import subprocess
 import sys
 import time
 
@@ -18,7 +15,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from benchmarks.measure_memory import PROCESS
+from benchmarks.measure_memory import forget_peak
+from benchmarks.measure_memory import in_a_process
 from benchmarks.measure_memory import resident
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
@@ -32,7 +30,8 @@ def tokens(smoke):
     found = {None: [], CHUNK: []}
     for _ in range(1 if smoke else ROUNDS):
         for chunk, values in found.items():
-            values.append(_in_a_process(chunk, smoke))
+            size = "smoke" if smoke else "full"
+            values.append(in_a_process(__name__, str(chunk or 0), size))
     size = (
         f"{VOCABULARY:,} tokens, width {WIDTH}, a batch of {BATCH} x {TIME:,}"
     )
@@ -64,17 +63,6 @@ def _row(title, goal, index, found):
     }
 
 
-def _in_a_process(chunk, smoke):
-    arguments = [str(chunk or 0), "smoke" if smoke else "full"]
-    result = subprocess.run(
-        [sys.executable, "-m", __name__, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def peak_and_time(chunk, smoke):
     """Return the mebibytes that training adds here, and the time of a step."""
     vocabulary, length = (512, 16) if smoke else (VOCABULARY, TIME)
@@ -89,10 +77,7 @@ def peak_and_time(chunk, smoke):
         keras.optimizers.SGD(1e-3), FunctionMatching(), check_values=False
     )
     distiller.train_on_batch(x)
-    gc.collect()
-    # Give freed memory back, and forget the peak that compiling reached.
-    ctypes.CDLL(None).malloc_trim(0)
-    (PROCESS / "clear_refs").write_text("5")
+    forget_peak()
     times = []
     for _ in range(STEPS):
         start = time.perf_counter()

@@ -30,7 +30,8 @@ def in_chunks(
         tokens: a float tensor `(chunks, ...)`.
         weights: list of float tensors, which all chunks share.
         others: a structure of tensors `(chunks, ...)`, which get no gradient.
-        with_gradients: bool. If `False`, the gradients are zeros.
+        with_gradients: bool. If `False`, the gradient of tokens is zero, and
+            weights have none.
 
     Returns:
         `(values, gradient of tokens, gradients of weights)`. The first two have
@@ -48,7 +49,9 @@ def in_chunks(
             [keras.ops.cast(each, "float32") for each in of_weights],
         )
 
-    return _LOOPS[_BACKEND](step, tokens, others, weights)
+    summed = weights if with_gradients else []
+    zeros = [keras.ops.zeros(weight.shape, "float32") for weight in summed]
+    return _LOOPS[_BACKEND](step, tokens, others, zeros)
 
 
 def _gradients_jax(function, tokens, weights, others):
@@ -96,23 +99,21 @@ def _no_gradients(function, tokens, weights, others):
     return values, keras.ops.zeros_like(tokens), []
 
 
-def _loop_jax(step, tokens, others, weights):
+def _loop_jax(step, tokens, others, totals):
     import jax
 
     def add(totals, chunk):
         values, of_tokens, of_weights = step(*chunk)
         return _added(totals, of_weights), (values, of_tokens)
 
-    totals, (values, of_tokens) = jax.lax.scan(
-        add, _zeros(weights), (tokens, others)
-    )
+    totals, (values, of_tokens) = jax.lax.scan(add, totals, (tokens, others))
     return values, of_tokens, totals
 
 
-def _loop_torch(step, tokens, others, weights):
+def _loop_torch(step, tokens, others, totals):
     import torch
 
-    totals, kept = _zeros(weights), []
+    kept = []
     for index in range(len(tokens)):
         *of_chunk, of_weights = step(tokens[index], _at(others, index))
         for total, gradient in zip(totals, of_weights):
@@ -121,7 +122,7 @@ def _loop_torch(step, tokens, others, weights):
     return *map(torch.stack, zip(*kept)), totals
 
 
-def _loop_tensorflow(step, tokens, others, weights):
+def _loop_tensorflow(step, tokens, others, totals):
     import tensorflow as tf
 
     def add(index, totals, *arrays):
@@ -134,7 +135,7 @@ def _loop_tensorflow(step, tokens, others, weights):
     _, totals, *arrays = tf.while_loop(
         lambda index, *_: index < count,
         add,
-        (0, _zeros(weights), *arrays),
+        (0, totals, *arrays),
         parallel_iterations=2,  # Faster than one; more would take the memory.
     )
     return *(array.stack() for array in arrays), totals
@@ -147,16 +148,9 @@ _LOOPS = {
 }
 
 
-def _zeros(weights):
-    return [keras.ops.zeros(weight.shape, "float32") for weight in weights]
-
-
 def _at(others, index):
     return tree.map_structure(lambda other: other[index], others)
 
 
 def _added(totals, gradients):
-    """Return the sums; without gradients, the totals."""
-    if not gradients:
-        return totals
     return [total + each for total, each in zip(totals, gradients)]

@@ -49,41 +49,6 @@ def test_a_hub_teacher_trains_a_student():
     assert np.isfinite(history["loss"][0])
 
 
-def test_a_language_model_in_chunks_of_tokens():
-    def gpt(width, seed):
-        keras.utils.set_random_seed(seed)
-        backbone = keras_hub.models.GPT2Backbone(
-            vocabulary_size=50,
-            num_layers=1,
-            num_heads=2,
-            hidden_dim=width,
-            intermediate_dim=2 * width,
-            max_sequence_length=12,
-            dropout=0.0,
-        )
-        return keras_hub.models.GPT2CausalLM(backbone)
-
-    tokens = np.random.default_rng(0).integers(0, 50, (4, 13)).astype("int32")
-    padding = (np.arange(12) < [[12], [9], [12], [5]]).astype("int32")
-    inputs = {"token_ids": tokens[:, :-1], "padding_mask": padding}
-    students = []
-    for chunk in (None, 7):
-        distiller = Distiller(
-            student=gpt(8, 1), teacher=gpt(16, 2), tokens_per_chunk=chunk
-        )
-        loss = ClassicKD(0.5, 2.0, reduction="mean_with_sample_weight")
-        distiller.compile(keras.optimizers.SGD(0.5), loss)
-        distiller.fit(
-            inputs,
-            tokens[:, 1:],
-            sample_weight=padding.astype("float32"),
-            verbose=0,
-        )
-        students.append(distiller.student.get_weights())
-    for one, other in zip(*students):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-
-
 def test_predictions_agree_with_the_students():
     x, y = images(8, 20, 3, dtype="uint8")
     student = classifier(12)

@@ -15,17 +15,24 @@ LABELS = np.array([1, 0, 1, 1] * 3)
 WORDS = sorted({word for text in TEXTS for word in text.split()})
 
 
+def sizes(vocabulary, depth, width, length):
+    """The arguments of a backbone."""
+    return {
+        "vocabulary_size": vocabulary,
+        "num_layers": depth,
+        "num_heads": 2,
+        "hidden_dim": width,
+        "intermediate_dim": 2 * width,
+        "max_sequence_length": length,
+        "dropout": 0.0,
+    }
+
+
 def classifier(depth=1, words=WORDS, width=8):
     keras.utils.set_random_seed(depth)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=depth,
-        num_heads=2,
-        hidden_dim=width,
-        intermediate_dim=2 * width,
-        max_sequence_length=8,
-        dropout=0.0,
+        **sizes(len(vocabulary), depth, width, 8)
     )
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
         keras_hub.models.BertTokenizer(vocabulary=vocabulary),
@@ -46,13 +53,7 @@ def gpt(width):
         merges=["o o"],
     )
     backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=width,
-        intermediate_dim=2 * width,
-        max_sequence_length=12,
-        dropout=0.0,
+        **sizes(len(vocabulary), 1, width, 12)
     )
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
         tokenizer, sequence_length=12
@@ -126,6 +127,33 @@ def test_a_language_model_gets_labels_and_weights_from_its_preprocessor():
         scores = distiller.evaluate(*data, **given, verbose=0)
         distillers.append((list(scores), distiller.student.get_weights()))
     assert_same(*distillers)
+
+
+def test_a_language_model_in_chunks_of_tokens():
+    def gpt(width, seed):
+        keras.utils.set_random_seed(seed)
+        backbone = keras_hub.models.GPT2Backbone(**sizes(50, 1, width, 12))
+        return keras_hub.models.GPT2CausalLM(backbone)
+
+    tokens = np.random.default_rng(0).integers(0, 50, (4, 13)).astype("int32")
+    padding = (np.arange(12) < [[12], [9], [12], [5]]).astype("int32")
+    inputs = {"token_ids": tokens[:, :-1], "padding_mask": padding}
+    students = []
+    for chunk in (None, 7):
+        distiller = Distiller(
+            student=gpt(8, 1), teacher=gpt(16, 2), tokens_per_chunk=chunk
+        )
+        loss = ClassicKD(0.5, 2.0, reduction="mean_with_sample_weight")
+        distiller.compile(keras.optimizers.SGD(0.5), loss)
+        distiller.fit(
+            inputs,
+            tokens[:, 1:],
+            sample_weight=padding.astype("float32"),
+            verbose=0,
+        )
+        students.append(distiller.student.get_weights())
+    for one, other in zip(*students):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_the_student_alone_takes_text_as_well():

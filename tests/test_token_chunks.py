@@ -80,6 +80,17 @@ def same(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def assert_same_in_chunks(
+    *models_loss_data, chunk=5, tolerance=1e-5, **options
+):
+    """Assert that chunks change nothing; return what a training leaves."""
+    whole, in_chunks = (
+        trained(size, *models_loss_data, **options) for size in (None, chunk)
+    )
+    same(whole, in_chunks, tolerance)
+    return whole
+
+
 LOSSES = {
     "forward": lambda: FunctionMatching(2.0),
     "reverse": lambda: FunctionMatching(divergence="reverse"),
@@ -102,9 +113,8 @@ LOSSES = {
 @pytest.mark.parametrize("chunk", [5, 64])
 def test_training_is_the_same_for_every_loss(loss, chunk):
     models = language_model, lambda: language_model(8, False, seed=1)
-    results = [trained(size, *models, loss, tokens()) for size in (None, chunk)]
-    same(*results)
-    assert not np.allclose(results[0][0][0], weights_of(language_model())[0])
+    whole = assert_same_in_chunks(*models, loss, tokens(), chunk=chunk)
+    assert not np.allclose(whole[0][0], weights_of(language_model())[0])
 
 
 MODELS = {
@@ -132,17 +142,9 @@ def test_training_is_the_same_for_every_head(student):
     x, y, weights = tokens()
     x[1, 4:] = 0
     data = x, y, weights
-    results = [
-        trained(
-            size,
-            student,
-            lambda: language_model(20, seed=1),
-            LOSSES["labels"],
-            data,
-        )
-        for size in (None, 5)
-    ]
-    same(*results)
+    assert_same_in_chunks(
+        student, lambda: language_model(20, seed=1), LOSSES["labels"], data
+    )
 
 
 def test_a_quantized_teacher():
@@ -151,28 +153,18 @@ def test_a_quantized_teacher():
         model.layers[-1].quantize("int8")
         return model
 
-    results = [
-        trained(size, with_dense, teacher, LOSSES["forward"], tokens())
-        for size in (None, 5)
-    ]
-    same(*results, tolerance=1e-3)
+    assert_same_in_chunks(
+        with_dense, teacher, LOSSES["forward"], tokens(), tolerance=1e-3
+    )
 
 
 def test_probabilities():
     def model(seed=0):
         return with_dense(layers.Softmax(), seed=seed)
 
-    results = [
-        trained(
-            size,
-            model,
-            lambda: model(1),
-            lambda: ClassicKD(from_logits=False),
-            tokens(),
-        )
-        for size in (None, 5)
-    ]
-    same(*results)
+    assert_same_in_chunks(
+        model, lambda: model(1), lambda: ClassicKD(from_logits=False), tokens()
+    )
 
 
 def test_one_output_per_sample():
@@ -183,33 +175,25 @@ def test_one_output_per_sample():
         )
 
     x, y, _ = tokens()
-    results = [
-        trained(
-            size,
-            model,
-            lambda: model(9, 1),
-            LOSSES["labels"],
-            (x, y[:, 0], None),
-        )
-        for size in (None, 3)
-    ]
-    same(*results)
+    assert_same_in_chunks(
+        model,
+        lambda: model(9, 1),
+        LOSSES["labels"],
+        (x, y[:, 0], None),
+        chunk=3,
+    )
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
-    results = [
-        trained(
-            size,
-            language_model,
-            lambda: language_model(8, seed=1),
-            LOSSES["labels"],
-            tokens(),
-        )
-        for size in (None, 5)
-    ]
-    same(*results, tolerance=2e-2)
+    assert_same_in_chunks(
+        language_model,
+        lambda: language_model(8, seed=1),
+        LOSSES["labels"],
+        tokens(),
+        tolerance=2e-2,
+    )
 
 
 def test_hints_and_regularizers_count_as_well():
@@ -218,18 +202,13 @@ def test_hints_and_regularizers_count_as_well():
         model.get_layer("body").kernel_regularizer = keras.regularizers.L2(0.1)
         return model
 
-    results = [
-        trained(
-            size,
-            student,
-            lambda: language_model(8, seed=1),
-            LOSSES["forward"],
-            tokens(),
-            hints=[Hint("body", "body", weight=0.5)],
-        )
-        for size in (None, 5)
-    ]
-    same(*results)
+    assert_same_in_chunks(
+        student,
+        lambda: language_model(8, seed=1),
+        LOSSES["forward"],
+        tokens(),
+        hints=[Hint("body", "body", weight=0.5)],
+    )
 
 
 def test_tokens_that_do_not_count_give_no_gradient():

@@ -52,7 +52,7 @@ def evaluate_arguments(distiller, x, y, args, kwargs):
 
 def _bound(signature, distiller, x, y, args, kwargs):
     """Return the arguments by name, with tokens in place of text."""
-    # `evaluate` takes arguments of `fit()` that its signature does not name.
+    # `evaluate` also takes arguments that its signature does not name.
     arguments = dict(signature.bind(None, x, y, *args, **kwargs).arguments)
     del arguments["self"]
     arguments |= arguments.pop("kwargs", {})

@@ -243,25 +243,21 @@ def _of_each_token(terms, targets, hidden, count):
     shape = ops.shape(hidden)[:-1]
     found = [term.target(targets) for term in terms]
     others = {
-        "targets": [],
+        "targets": found,
         "factors": [
             ops.cast(count, "float32") * _factors(term, targets, hidden)
             for term in terms
         ],
     }
     for target in found:
-        teacher = target.pop("teacher", None)
-        if teacher is not None:
-            others["teacher"] = teacher
+        for name in {"teacher", "labels"} & target.keys():
+            _check_places(name, target[name], hidden)
+        if "teacher" in target:  # the same for all terms
+            others["teacher"] = target.pop("teacher")
         if "sample_weight" in target:
             target["sample_weight"] = ops.broadcast_to(
                 target["sample_weight"], shape
             )
-        others["targets"].append(target)
-    for name in ("teacher", "labels"):
-        for tensor in (others.get(name), *(t.get(name) for t in found)):
-            if tensor is not None:
-                _check_places(name, tensor, hidden)
     return others
 
 

@@ -58,9 +58,14 @@ def same_sizes(shape: Shape, other: Shape) -> bool:
 
 def like(values: Tensor, outputs: Tensor) -> Tensor:
     """Return values with the rank of outputs. Their shapes must pass `fits`."""
-    if len(values.shape) < len(outputs.shape):
+    return with_rank(values, len(outputs.shape))
+
+
+def with_rank(values: Tensor, rank: int) -> Tensor:
+    """Return values with a last axis of size 1 more or less, if necessary."""
+    if len(values.shape) < rank:
         return ops.expand_dims(values, axis=-1)
-    if len(values.shape) > len(outputs.shape):
+    if len(values.shape) > rank:
         return ops.squeeze(values, axis=-1)
     return values
 

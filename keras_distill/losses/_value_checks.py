@@ -101,8 +101,7 @@ def _are_invalid_classes(labels, shape):
             ops.sum(labels, axis=-1) <= 1.0 + 1e-3,
         )
         return ops.logical_not(valid)
-    if len(labels.shape) == len(shape):
-        labels = ops.squeeze(labels, axis=-1)
+    labels = _shapes.with_rank(labels, len(shape) - 1)
     nearest = ops.clip(ops.floor(labels), 0.0, shape[-1] - 1.0)
     return ops.not_equal(labels, nearest)
 
@@ -110,7 +109,7 @@ def _are_invalid_classes(labels, shape):
 def _are_invalid_labels(labels, shape):
     if not _shapes.fits(labels.shape, shape):
         return 0.0  # The loss raises the error.
-    labels = _shapes.like(labels, keras.KerasTensor(shape))
+    labels = _shapes.with_rank(labels, len(shape))
     bad = ops.not_equal(labels, ops.clip(labels, 0.0, 1.0))
     return ops.any(bad, axis=-1) if len(bad.shape) > 1 else bad
 
