@@ -407,10 +407,23 @@ def test_a_recording_of_logits_is_refused(tmp_path):
     x, _, _ = tokens()
     teacher = language_model(8, seed=1)
     recording = record_teacher(teacher, x, tmp_path / "r", epochs=1, verbose=0)
-    with pytest.raises(ValueError, match="recording"):
+    with pytest.raises(ValueError, match="recording without `top_k`"):
         Distiller(
             student=language_model(), teacher=recording, tokens_per_chunk=5
         )
+
+
+@pytest.mark.parametrize("loss", ["forward", "labels", "two parts", "a sum"])
+def test_most_probable_tokens_of_a_recording(tmp_path, loss):
+    x, _, _ = data = tokens()
+    teacher = language_model(8, seed=1)
+    recording = record_teacher(
+        teacher, x, tmp_path, epochs=2, batch_size=3, top_k=4, verbose=0
+    )
+    recording.live = teacher
+    assert_same_in_chunks(
+        language_model, lambda: recording, LOSSES[loss], data, batch_size=None
+    )
 
 
 ON_TWO_DEVICES = """

@@ -92,12 +92,13 @@ def _known_outputs(member):
 def check_replay(recording, augment, hints, chunks):
     """Raise if a recording cannot replace the teacher here."""
     recording.check_augment(augment)
-    if chunks is not None:
+    if chunks is not None and recording.manifest["top_k"] is None:
         raise ValueError(
-            "A recording holds the outputs of all tokens and no hidden "
-            f"states. Received: tokens_per_chunk={chunks.size} and a "
-            "RecordedTeacher. Leave `tokens_per_chunk` out, or pass the "
-            "teacher itself."
+            "This recording holds all outputs of each token, so a batch of "
+            "them takes the memory that `tokens_per_chunk` saves. Received: "
+            f"tokens_per_chunk={chunks.size} and a recording without `top_k`. "
+            "Record the teacher with `top_k=16`, pass the teacher itself, or "
+            "leave `tokens_per_chunk` out."
         )
     if hints:
         raise ValueError(

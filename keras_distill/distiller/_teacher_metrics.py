@@ -12,6 +12,7 @@ from keras import tree
 
 from keras_distill._graphs import _outputs
 from keras_distill.distiller._targets import OutputTargets
+from keras_distill.losses._most_probable import dense
 from keras_distill.metrics._teacher_metric import TeacherMetric
 from keras_distill.teachers import _average
 
@@ -123,7 +124,7 @@ class TeacherMetrics:
                 )
             )
             weights = of_output.weights if entry.weighted else None
-            entry.metric.update_state(teacher, of_output.output, weights)
+            entry.metric.update_state(dense(teacher), of_output.output, weights)
 
 
 class _Entry:

@@ -16,6 +16,7 @@ from keras_distill.losses import _value_checks
 from keras_distill.losses import _weighting
 from keras_distill.losses._combined_loss import target_of
 from keras_distill.losses._distillation_loss import DistillationLoss
+from keras_distill.losses._most_probable import MostProbable
 from keras_distill.teachers import _average
 
 
@@ -87,7 +88,7 @@ class OutputTerm:
         """
         target = {}
         if values is None:
-            target = target_of(self.loss, self.target(targets))
+            target = self._as_loss_reads(self.target(targets))
         total = 0.0
         for name, (weight, function) in self.parts(moment).items():
             if values is not None:
@@ -111,7 +112,7 @@ class OutputTerm:
             moment: the `Moment` of the step.
         """
         y_true, y_pred = _weighting.converted(
-            self.loss, (target_of(self.loss, target), output)
+            self.loss, (self._as_loss_reads(target), output)
         )
         product = _schedules.product_at(self.weights, moment)
         return [
@@ -123,7 +124,10 @@ class OutputTerm:
         ]
 
     def target(self, targets):
-        """Return the `y_true` of a `DistillationLoss`."""
+        """Return the `y_true` of a `DistillationLoss`.
+
+        Of a recording with `top_k`, the teacher's output is a `MostProbable`.
+        """
         target = {}
         if self.uses_labels:
             labels = targets.labels(self._num_classes(targets))
@@ -161,6 +165,14 @@ class OutputTerm:
             _check_dtype("teacher", teacher)
             _check_dtype("student", targets.output)
         return teacher
+
+    def _as_loss_reads(self, target):
+        teacher = target.get("teacher")
+        if isinstance(teacher, MostProbable):
+            reads = self.loss.reads_most_probable
+            whole = teacher.fields if reads else teacher.dense()
+            target = {**target, "teacher": whole}
+        return target_of(self.loss, target)
 
     def _num_classes(self, targets):
         """Return the number of classes if labels are mixed class indices."""

@@ -28,6 +28,7 @@ from keras_distill._graphs._head import split_head
 from keras_distill._keras_internals import get_keras_mask
 from keras_distill.losses import _shapes
 from keras_distill.losses import _weighting
+from keras_distill.losses._most_probable import MostProbable
 from keras_distill.teachers._live_teacher import AbsentTeacher
 
 
@@ -149,16 +150,18 @@ class TokenChunks:
         hidden = targets.output
         places = tuple(ops.shape(hidden))[:-1]
         count = math.prod(places)
+        others = _of_each_token(terms, targets, hidden, count)
+        recorded = None
+        if isinstance(others.get("teacher"), MostProbable):
+            recorded = others["teacher"]
+            others["teacher"] = recorded.fields
         tokens, others = tree.map_structure(
             lambda tensor: self._in_chunks(tensor, len(places), count),
-            (
-                ops.stop_gradient(hidden),
-                _of_each_token(terms, targets, hidden, count),
-            ),
+            (ops.stop_gradient(hidden), others),
         )
         trained = [v for v in self._head.variables if v.trainable]
         values, of_tokens, of_weights = _gradients.in_chunks(
-            self._function(terms, moment, trained, teacher_values),
+            self._function(terms, moment, trained, teacher_values, recorded),
             tokens,
             [ops.stop_gradient(variable.value) for variable in trained],
             others,
@@ -198,7 +201,7 @@ class TokenChunks:
         padding = [(0, -count % self.size)] + [(0, 0)] * len(rest)
         return ops.reshape(ops.pad(tokens, padding), (-1, self.size, *rest))
 
-    def _function(self, terms, moment, trained, teacher_values):
+    def _function(self, terms, moment, trained, teacher_values, recorded):
         """Return the function of a chunk, see `_gradients.in_chunks`."""
         trained = {id(variable): i for i, variable in enumerate(trained)}
 
@@ -212,17 +215,17 @@ class TokenChunks:
                     for v in self._head.variables
                 ],
             )
-            teacher = None
-            if "teacher" in others:
-                teacher = self._teacher_head(
-                    others["teacher"][None], teacher_values
-                )
+            teacher = others.get("teacher")
+            if recorded is not None:
+                teacher = recorded.with_fields(_as_batch(teacher))
+            elif teacher is not None:
+                teacher = self._teacher_head(teacher[None], teacher_values)
             total, values = 0.0, []
             for term, target, factors in zip(
                 terms, others["targets"], others["factors"]
             ):
-                target = {name: t[None] for name, t in target.items()}
-                if teacher is not None:
+                target = _as_batch(target)
+                if term.compares_with_teacher and teacher is not None:
                     target["teacher"] = teacher
                 for weight, value in term.values(target, output, moment):
                     total = total + weight * ops.sum(factors * value[0])
@@ -238,7 +241,8 @@ def _of_each_token(terms, targets, hidden, count):
     Returns:
         A dict of tensors `(batch, places..., ...)`: `"targets"`, a list with
         a dict for each term; `"factors"`, the weights of tokens for each term,
-        times the number of tokens; and `"teacher"`, hidden states.
+        times the number of tokens; and `"teacher"`, hidden states or a
+        `MostProbable`.
     """
     shape = ops.shape(hidden)[:-1]
     found = [term.target(targets) for term in terms]
@@ -259,6 +263,11 @@ def _of_each_token(terms, targets, hidden, count):
                 target["sample_weight"], shape
             )
     return others
+
+
+def _as_batch(tensors):
+    """Return the tensors of a chunk as those of a batch with one sample."""
+    return {name: tensor[None] for name, tensor in tensors.items()}
 
 
 def _check_places(name, tensor, hidden):

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 from keras import tree
 
+from keras_distill.losses._most_probable import MostProbable
 from keras_distill.losses._value_checks import bad_labels
 from keras_distill.losses._value_checks import contradicts
 
@@ -46,7 +47,8 @@ class ValueWatch:
         for loss in losses[:1]:
             kind = loss.predicts, loss.from_logits
             for output in targets.teachers():
-                self.count(_TEACHER, contradicts(output, *kind))
+                if not isinstance(output, MostProbable):
+                    self.count(_TEACHER, contradicts(output, *kind))
             self.count(_STUDENT, contradicts(targets.output, *kind))
 
     def check_labels(self, targets, terms, num_classes):
@@ -75,15 +77,23 @@ class ValueWatch:
 
     def check_teacher(self, outputs):
         """Count rows that are not finite; return outputs that are."""
-        for output in tree.flatten(outputs):
-            finite = ops.isfinite(ops.cast(output, "float32"))
-            axes = tuple(range(1, len(output.shape)))
-            rows = ops.all(finite, axis=axes) if axes else finite
-            bad = ops.logical_not(rows)
-            self.count(_NOT_FINITE, ops.sum(ops.cast(bad, "float32")))
-        return tree.map_structure(
-            lambda o: ops.where(ops.isfinite(o), o, ops.zeros_like(o)), outputs
-        )
+        return tree.map_structure(self._checked, outputs)
+
+    def _checked(self, output):
+        if isinstance(output, MostProbable):
+            self._count_not_finite(output.fields["log_probs"])
+            return output.with_fields(
+                tree.map_structure(_finite, output.fields)
+            )
+        self._count_not_finite(output)
+        return _finite(output)
+
+    def _count_not_finite(self, output):
+        finite = ops.isfinite(ops.cast(output, "float32"))
+        axes = tuple(range(1, len(output.shape)))
+        rows = ops.all(finite, axis=axes) if axes else finite
+        bad = ops.logical_not(rows)
+        self.count(_NOT_FINITE, ops.sum(ops.cast(bad, "float32")))
 
     def check_loss(self, loss):
         """Count a loss that is not finite."""
@@ -121,6 +131,11 @@ class ValueWatch:
         """Raise what is pending, and count batches from 0 again."""
         self.raise_pending()
         self.calls = 0
+
+
+def _finite(output):
+    finite = ops.isfinite(ops.cast(output, "float32"))
+    return ops.where(finite, output, ops.zeros_like(output))
 
 
 _SWITCH_OFF = " To switch this check off, use `compile(check_values=False)`."

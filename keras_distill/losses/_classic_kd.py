@@ -96,6 +96,10 @@ class ClassicKD(WithLabels):
         )
         self.standardize_logits = bool(standardize_logits)
 
+    @property
+    def reads_most_probable(self) -> bool:
+        return not self.standardize_logits
+
     def all_parts(self) -> Parts:
         return {
             "soft_loss": (self.alpha, self._soft_loss),

@@ -20,6 +20,7 @@ from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
 from keras_distill.losses import _correlation
 from keras_distill.losses import _divergence
+from keras_distill.losses import _most_probable
 from keras_distill.losses import _shapes
 from keras_distill.losses import _weighting
 
@@ -139,6 +140,11 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
         )
 
     @property
+    def reads_most_probable(self) -> bool:
+        """Whether `y_true["teacher"]` may be fields, see `_most_probable`."""
+        return False
+
+    @property
     def uses_labels(self) -> bool:
         """Whether `call` reads `y_true["labels"]`."""
         return True
@@ -182,6 +188,12 @@ class DistillationLoss(_schedules.Controlled, keras.losses.Loss):
         Raises:
             ValueError: if the shapes of the two outputs differ.
         """
+        if isinstance(y_true, dict) and isinstance(y_true["teacher"], dict):
+            return _most_probable.logits(
+                y_true["teacher"],
+                _divergence.as_logits(y_pred, self.from_logits),
+                self.temperature,
+            )
         teacher, student = (
             _divergence.as_logits(outputs, self.from_logits)
             for outputs in self.outputs(y_true, y_pred)

@@ -115,6 +115,12 @@ class FunctionMatching(DistillationLoss):
         self.standardize_logits = bool(standardize_logits)
 
     @property
+    def reads_most_probable(self) -> bool:
+        # The reverse divergence with a teacher that gives a class no more than
+        # its part of the rest depends on how the rest is divided.
+        return self.divergence != "reverse" and not self.standardize_logits
+
+    @property
     def uses_labels(self) -> bool:
         return False
 

@@ -80,9 +80,14 @@ def weighted_value(
 
 def converted(loss: keras.losses.Loss, tensors: Tensors) -> Tensors:
     """Return tensors in the dtype that a loss computes in."""
-    return keras.tree.map_structure(
-        lambda tensor: ops.convert_to_tensor(tensor, dtype=loss.dtype), tensors
-    )
+
+    def convert(tensor):
+        tensor = ops.convert_to_tensor(tensor)
+        # Half precision cannot represent large class indices.
+        is_float = "float" in keras.backend.standardize_dtype(tensor.dtype)
+        return ops.cast(tensor, loss.dtype if is_float else "float32")
+
+    return keras.tree.map_structure(convert, tensors)
 
 
 def aligned(weights: Tensor, shape: Sequence[int | None]) -> Tensor:

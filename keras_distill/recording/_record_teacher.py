@@ -82,8 +82,9 @@ def record_teacher(
             `None` means `"float32"` for values and `"float16"` otherwise.
         top_k: int, or `None` to keep the outputs of all classes. Otherwise the
             log-probabilities of the `top_k` most probable classes are kept,
-            and the total probability of the others, which replay distributes
-            evenly.
+            and the total probability of the others. `FunctionMatching` and
+            `ClassicKD` compare this rest as one class. For other losses and
+            metrics, it is divided evenly among the other classes.
         teacher_preprocessing: as for `Distiller`. A function gets what the
             teacher gets: torch tensors for a torch module.
         teacher_dtype: as for `Distiller`.

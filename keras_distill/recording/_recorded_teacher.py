@@ -5,11 +5,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from keras import tree
 
 from keras_distill._graphs import _outputs
 from keras_distill._typing import Tensors
 from keras_distill.losses._distillation_loss import DistillationLoss
+from keras_distill.losses._most_probable import dense
 from keras_distill.recording import _recorded_batch
 from keras_distill.recording import _storage
 from keras_distill.recording._folders import folder_of
@@ -111,7 +113,21 @@ class RecordedTeacher:
         return self.shards.read(offset + start, offset + stop)
 
     def outputs_in(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs in rows, as float32 arrays by name."""
+        """Return the outputs in rows, as float32 arrays by name.
+
+        With `top_k`, the rest is divided evenly among the other classes.
+        """
+        return {
+            name: ops.convert_to_numpy(dense(output))
+            for name, output in self._outputs(self.fields_in(rows)).items()
+        }
+
+    def fields_in(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return what was stored of the outputs in rows, by their names.
+
+        See `OutputFields.read`: with `top_k`, nothing in it has the size of the
+        outputs.
+        """
         return {
             fields.name: fields.read(rows) for fields in self._output_fields
         }
@@ -132,6 +148,20 @@ class RecordedTeacher:
         for name, differs in self.manifest["drawn_per_row"].items():
             (per_row if differs else shared)[name] = rows[f"drawn_{name}"]
         return per_row, shared
+
+    def teacher_outputs(self, values: dict[str, Any]) -> Tensors:
+        """Return the teacher's outputs, from what `fields_in` returned.
+
+        They are in the structure that the teacher returned. With `top_k`, each
+        is a `MostProbable`.
+        """
+        return self.in_structure(self._outputs(values))
+
+    def _outputs(self, values):
+        return {
+            fields.name: fields.output_of(values[fields.name])
+            for fields in self._output_fields
+        }
 
     def in_structure(self, outputs: dict[str, Any]) -> Tensors:
         """Return outputs by name in the structure that the teacher returned."""

@@ -74,7 +74,7 @@ class Replay(keras.utils.PyDataset):
         x = _recorded_batch.join(
             x,
             *self.recording.drawn_rows(rows),
-            self.recording.outputs_in(rows),
+            self.recording.fields_in(rows),
         )
         return x if y is None else (x, y) if weight is None else (x, y, weight)
 
@@ -243,7 +243,7 @@ def _check_shares(manifest, count):
 
 
 def teacher_outputs(recording, recorded):
-    """Return recorded outputs in the structure that the teacher returned.
+    """Return what a replayed batch holds of the teacher's outputs.
 
     Args:
         recording: the `RecordedTeacher`.
@@ -258,4 +258,4 @@ def teacher_outputs(recording, recorded):
             "its recorded outputs. Received: a batch without recorded outputs, "
             "for example in `train_on_batch`. Call `fit()`."
         )
-    return recording.in_structure(recorded.outputs)
+    return recording.teacher_outputs(recorded.outputs)

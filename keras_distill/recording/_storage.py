@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_distill.losses._most_probable import MostProbable
 from keras_distill.recording._folders import LocalFolder
 from keras_distill.recording._folders import RemoteFolder
 from keras_distill.recording._manifest_check import as_field
@@ -115,30 +116,35 @@ class OutputFields:
             )
         return outputs
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         """Return the outputs `(batch, *shape)` in float32.
+
+        With `top_k`, they are the fields of a `MostProbable`: the whole outputs
+        do not exist on the host.
 
         Raises:
             ValueError: if rows have classes that the outputs do not have.
         """
         if self.top_k is None:
             return rows[self.name].astype("float32")
-        classes = rows[f"{self.name}_classes"].astype("int64")
+        classes = rows[f"{self.name}_classes"].astype("int32")
         if classes.max(initial=0) >= self.shape[-1]:
             raise ValueError(
                 f"Recorded classes must be below {self.shape[-1]}, the number "
                 f"of classes. Received: class {classes.max()}. The recording "
                 "is damaged: record again into an empty folder."
             )
-        log_rest = rows[f"{self.name}_log_rest"].astype("float32")
-        outputs = np.repeat(log_rest[..., np.newaxis], self.shape[-1], axis=-1)
-        np.put_along_axis(
-            outputs,
-            classes,
-            rows[f"{self.name}_log_probs"].astype("float32"),
-            axis=-1,
-        )
-        return outputs if self.from_logits else np.exp(outputs)
+        return {
+            "classes": classes,
+            "log_probs": rows[f"{self.name}_log_probs"].astype("float32"),
+            "log_rest": rows[f"{self.name}_log_rest"].astype("float32"),
+        }
+
+    def output_of(self, values: Any) -> Any:
+        """Return what a loss gets of an output that was read."""
+        if self.top_k is None:
+            return values
+        return MostProbable(values, self.shape[-1], self.from_logits)
 
 
 def output_fields(manifest):

@@ -1,0 +1,209 @@
+"""Language: a small character model learns from a larger one, on Shakespeare.
+
+The text has 1.1 million characters of 65 kinds. The first 90 % are for training
+and the last 10 % are scored. The teacher has three blocks of width 128. The
+student has one block of width 64, about a tenth of the parameters.
+
+- "alone": cross-entropy with the text.
+- The divergences of `FunctionMatching` to the teacher, without labels.
+- "labels and teacher": `ClassicKD` with half of its weight on the labels.
+- "sequence-level": cross-entropy with text that the teacher generated once, as
+  much as one epoch of the text itself.
+
+The teacher is recorded once for each seed, and all students of a seed replay
+the same windows. Per seed, all students have the same initial weights,
+optimizer and number of steps. Settings were fixed beforehand.
+
+    python experiments/shakespeare.py --data FOLDER \\
+        --out experiments/results/shakespeare.json
+
+The backend is Keras's: `KERAS_BACKEND=jax`.
+"""
+
+import argparse
+import math
+import pathlib
+import tempfile
+
+import experiment_results as results
+import keras
+import keras_hub
+import numpy as np
+import results_schema
+
+from keras_distill import ClassicKD
+from keras_distill import Distiller
+from keras_distill import FunctionMatching
+from keras_distill import record_teacher
+
+TIME = 128
+BATCH = 32
+PROMPT = 8
+
+
+def load(options):
+    """Return the training and the test text as ids, and their number."""
+    text = (options.data / "tinyshakespeare.txt").read_text()
+    kinds = sorted(set(text))
+    ids = np.array([kinds.index(c) for c in text], "int32")
+    if options.smoke:
+        ids = ids[: 20 * TIME]
+    return *np.split(ids, [int(0.9 * len(ids))]), len(kinds)
+
+
+def gpt(width, layers, kinds):
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=kinds,
+        num_layers=layers,
+        num_heads=4,
+        hidden_dim=width,
+        intermediate_dim=4 * width,
+        max_sequence_length=TIME,
+        dropout=0.0,
+    )
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+
+
+def inputs_of(ids):
+    return {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+
+
+def windows(text, epochs, generator):
+    """Return `(inputs, labels)`: per epoch, the text at another offset."""
+    count = (len(text) - TIME - 1) // TIME
+    starts = [
+        np.arange(count) * TIME + generator.integers(TIME)
+        for _ in range(epochs)
+    ]
+    starts = np.concatenate([generator.permutation(s) for s in starts])
+    rows = text[starts[:, None] + np.arange(TIME + 1)]
+    return inputs_of(rows[:, :-1]), rows[:, 1:]
+
+
+def fit(model, loss, data, options):
+    """Fit once to all windows, with a rate that falls to zero."""
+    steps = math.ceil(len(data[1]) / BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=3e-3, warmup_steps=min(50, steps)
+    )
+    model.compile(keras.optimizers.AdamW(rate, weight_decay=0.01), loss)
+    size = None if isinstance(model, Distiller) else BATCH  # as recorded
+    model.fit(*data, batch_size=size, verbose=2 if options.verbose else 0)
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def bits(model, text):
+    """Return the bits per character of text, in windows of their own."""
+    count = (len(text) - 1) // TIME
+    rows = text[np.arange(count)[:, None] * TIME + np.arange(TIME + 1)]
+    model.compile(loss=cross_entropy())
+    logs = model.evaluate(
+        inputs_of(rows[:, :-1]),
+        rows[:, 1:],
+        batch_size=BATCH,
+        verbose=0,
+        return_dict=True,
+    )
+    return float(logs["loss"]) / math.log(2)
+
+
+def generated(teacher, text):
+    """Return windows that the teacher wrote, after a few characters of text."""
+    teacher.compile(sampler=keras_hub.samplers.RandomSampler(seed=1))
+    count = len(text) // TIME
+    rows = text[: count * TIME].reshape(count, TIME).copy()
+    mask = np.zeros_like(rows)
+    mask[:, :PROMPT] = 1
+    written = [
+        teacher.generate(
+            {"token_ids": rows[i : i + 256], "padding_mask": mask[i : i + 256]},
+            stop_token_ids=None,
+        )["token_ids"]
+        for i in range(0, count, 256)
+    ]
+    return keras.ops.convert_to_numpy(keras.ops.concatenate(written))
+
+
+METHODS = {
+    "forward": FunctionMatching(),
+    "reverse": FunctionMatching(divergence="reverse"),
+    "jensen_shannon": FunctionMatching(divergence="jensen_shannon"),
+    "labels and teacher": ClassicKD(alpha=0.5, temperature=1.0),
+}
+
+
+def run_seed(seed, teacher, texts, kinds, options, rows):
+    train, test, written = texts
+    generator = np.random.default_rng(seed)
+    data = windows(train, options.epochs, generator)
+    students = {"alone": (data, cross_entropy())}
+    with tempfile.TemporaryDirectory() as folder:
+        recording = record_teacher(
+            teacher, data[0], folder, batch_size=BATCH, seed=seed, verbose=0
+        )
+        for name, loss in METHODS.items():
+            students[name] = data, loss
+        shown = np.concatenate(
+            [generator.permutation(written) for _ in range(options.epochs)]
+        )
+        shown = inputs_of(shown[:, :-1]), shown[:, 1:]
+        students["sequence-level"] = shown, cross_entropy()
+        for name, (shown, loss) in students.items():
+            keras.utils.set_random_seed(seed)
+            student = model = gpt(64, 1, kinds)
+            if name in METHODS:
+                model = Distiller(student=student, teacher=recording)
+            fit(model, loss, shown, options)
+            rows.setdefault(name, []).append(bits(student, test))
+            print(f"seed {seed}, {name}: {rows[name][-1]:.4f}", flush=True)
+    return student
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--teacher-epochs", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="a few windows")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path, help="results as JSON")
+    options = parser.parse_args()
+    if options.smoke:
+        options.seeds = options.epochs = options.teacher_epochs = 1
+    train, test, kinds = load(options)
+    keras.utils.set_random_seed(0)
+    teacher = gpt(128, 3, kinds)
+    data = windows(train, options.teacher_epochs, np.random.default_rng(99))
+    fit(teacher, cross_entropy(), data, options)
+    rows = {"teacher": [bits(teacher, test)]}
+    print(f"teacher: {rows['teacher'][0]:.4f}", flush=True)
+    texts = train, test, generated(teacher, train)
+    for seed in range(options.seeds):
+        student = run_seed(seed, teacher, texts, kinds, options, rows)
+    for name, values in rows.items():
+        print(f"{name:20} {np.mean(values):.3f} ± {np.std(values):.3f}")
+    if options.out:
+        counts = {"teacher": teacher.count_params()}
+        results_schema.write(
+            [
+                results.row_of(
+                    name,
+                    options,
+                    {
+                        "bits_per_character": values,
+                        "parameters": counts.get(name, student.count_params()),
+                    },
+                    model=name,
+                )
+                for name, values in rows.items()
+            ],
+            options.out,
+        )
+
+
+if __name__ == "__main__":
+    main()
