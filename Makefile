@@ -9,7 +9,7 @@ UV_INSTALL := $(VENV)/bin/uv pip install -q -c constraints.txt
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
 
-.PHONY: demo test checks suite suite-jax lint docs wheel bench clean \
+.PHONY: demo test checks suite suite-complete suite-jax lint docs wheel bench clean \
 	notebooks nightly fuzz test-oldest test-newest
 
 demo: $(VENV)/demo-installed
@@ -28,8 +28,15 @@ suite: $(VENV)/dev-installed
 
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
+# Each test runs on every backend. Of its parameters, each backend takes a third;
+# `make suite-complete` runs all of them on all backends.
+SHARE := --share-parameters
+
 suite-%: $(VENV)/dev-installed
-	KERAS_BACKEND=$* $(PYTEST)
+	KERAS_BACKEND=$* $(PYTEST) $(SHARE)
+
+suite-complete:
+	$(MAKE) SHARE= suite
 
 # On JAX, these tests run with XLA's own optimisation level, as users compile.
 # All others run with the lowest, see tests/conftest.py.
@@ -37,8 +44,8 @@ AS_USERS_COMPILE := tests/test_invariants.py \
 	tests/losses/test_against_float64.py
 
 suite-jax: $(VENV)/dev-installed
-	KERAS_BACKEND=jax XLA_FLAGS= $(PYTEST) $(AS_USERS_COMPILE)
-	KERAS_BACKEND=jax $(PYTEST) $(AS_USERS_COMPILE:%=--ignore=%)
+	KERAS_BACKEND=jax XLA_FLAGS= $(PYTEST) $(SHARE) $(AS_USERS_COMPILE)
+	KERAS_BACKEND=jax $(PYTEST) $(SHARE) $(AS_USERS_COMPILE:%=--ignore=%)
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
@@ -88,10 +95,10 @@ versions-%:
 notebooks: $(VENV)/dev-installed
 	$(BIN)/python examples/make_notebooks.py
 
-# What takes too long for each change: all notebooks that need no download and
-# 20,000 steps run on each backend, each reader of files gets damaged files for
-# ten minutes, and the demo.
-nightly: execute-tensorflow execute-jax execute-torch \
+# What takes too long for each change: the complete suite, all notebooks that need
+# no download and 20,000 steps run on each backend, each reader of files gets
+# damaged files for ten minutes, and the demo.
+nightly: suite-complete execute-tensorflow execute-jax execute-torch \
 	long-run-tensorflow long-run-jax long-run-torch \
 	kills-tensorflow kills-jax kills-torch fuzz demo
 

@@ -1,5 +1,6 @@
 """One process runs the suite on one backend: `KERAS_BACKEND=jax pytest`."""
 
+import collections
 import gc
 import os
 
@@ -36,22 +37,57 @@ hypothesis.settings.load_profile("suite")
 gc.freeze()
 
 
-def pytest_configure(config):
-    config.addinivalue_line(
-        "markers",
-        "one_backend(name): does not depend on the backend, so it runs on one",
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share-parameters",
+        action="store_true",
+        help="divide the parameters of each test among the three backends",
     )
 
 
+def pytest_configure(config):
+    for marker in (
+        "one_backend(name): does not depend on the backend, so it runs on one",
+        "all_parameters: is never divided by --share-parameters",
+    ):
+        config.addinivalue_line("markers", marker)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Run tests that do not depend on the backend on one backend only."""
-    elsewhere = []
-    for item in items:
-        marker = item.get_closest_marker("one_backend")
-        if marker and marker.args[0] != keras.backend.backend():
-            elsewhere.append(item)
+    """Leave out what runs on another backend."""
+    here = {id(item) for item in items if _runs_here(item)}
+    if config.getoption("share_parameters"):
+        here &= _shares(items)
+    elsewhere = [item for item in items if id(item) not in here]
     config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if item not in elsewhere]
+    items[:] = [item for item in items if id(item) in here]
+
+
+def _runs_here(item):
+    marker = item.get_closest_marker("one_backend")
+    return marker is None or marker.args[0] == keras.backend.backend()
+
+
+def _shares(items):
+    """Return ids of the items that are the share of this backend.
+
+    Each function runs on every backend, with every third of its parameters, and
+    all three backends together run all of them.
+    """
+    groups = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("one_backend") is None:
+            groups[item.nodeid.partition("[")[0]].append(item)
+    number, here = BACKENDS.index(keras.backend.backend()), set(map(id, items))
+    for group in groups.values():
+        if not group[0].get_closest_marker("all_parameters"):
+            own = group[number :: len(BACKENDS)]
+            own = own or [group[number % len(group)]]
+            here -= set(map(id, group)) - set(map(id, own))
+    return here
 
 
 @pytest.fixture(autouse=True)

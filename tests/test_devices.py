@@ -75,7 +75,7 @@ def start(processes, devices, program, *arguments):
 
 def finish(started):
     """Wait for processes, which must end without an error."""
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=600)[1] for process in started]
     for process, error in zip(started, errors):
         assert process.returncode == 0, error
 
@@ -105,6 +105,7 @@ def check(file, one):
         )
 
 
+@pytest.mark.all_parameters
 @pytest.mark.parametrize("engines", ENGINES, ids=str)
 def test_all_devices_give_the_update_of_one(engines, one, tmp_path):
     one, recordings = one
@@ -120,7 +121,7 @@ def test_when_a_process_is_killed_the_others_fail_and_all_resume(one, tmp_path):
     program = 2, 1, "train_on_devices.py", tmp_path, OF_PROCESSES
     other, killed = start(*program, "--kill")
     try:
-        _, error = killed.communicate(timeout=120)
+        _, error = killed.communicate(timeout=600)
         assert killed.returncode == -signal.SIGKILL, error
         _, error = other.communicate(timeout=60)
     finally:
@@ -162,7 +163,7 @@ def test_the_commands_of_the_page_run(tmp_path):
         env=variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     one, two = re.findall(r"\[\d.*?\]", ended.stdout)

@@ -65,6 +65,7 @@ def network(size=8):
     return keras.Model(inputs, layers.Dense(CLASSES)(x))
 
 
+@pytest.mark.one_backend("torch")
 def test_the_file_that_was_measured_is_within_the_budget(run, tmp_path):
     x, y = images(64)
     x = x / 255
