@@ -8,7 +8,6 @@ import time
 import keras
 import numpy as np
 import pytest
-from common import BACKEND
 from common import CLASSES
 from common import cnn
 from common import images
