@@ -29,7 +29,13 @@ NEEDS = {
     "prune_and_export": '"keras-distill[examples,litert]"',
     "flowers102": '"keras-distill[examples]" tensorflow-datasets',
 }
-DOWNLOADS = ("mnist", "cifar10", "flowers102")
+DOWNLOADS = (
+    "mnist",
+    "cifar10",
+    "flowers102",
+    "language_model",
+    "text_classifier",
+)
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 

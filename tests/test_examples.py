@@ -20,6 +20,8 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 LONGEST = {
     "quickstart": 60,
     "mnist": 120,
+    "text_classifier": 120,
+    "language_model": 120,
     "cifar10": 140,
     "flowers102": 140,
     "make_notebooks": 140,
@@ -131,6 +133,29 @@ def test_mnist(run, tmp_path):
     np.savez(tmp_path / "mnist.npz", **arrays)
     run("mnist", "--data", tmp_path, "--epochs", 1)
     assert (tmp_path / "mnist_student.keras").exists()
+
+
+@ON_ONE_BACKEND
+def test_text_classifier(run, tmp_path, capsys):
+    for split in ("train", "test"):
+        lines = "GOOD:very a good film\nBAD:very a bad film\n" * 8
+        (tmp_path / f"{split}.txt").write_text(lines)
+    names = run("text_classifier", "--data", tmp_path)
+    assert names["classes"] == ["BAD", "GOOD"]
+    assert "student: " in capsys.readouterr().out
+    student = keras.models.load_model(tmp_path / "student.keras", compile=False)
+    assert student.predict(["a bad film"], verbose=0).shape == (1, 2)
+
+
+@ON_ONE_BACKEND
+def test_language_model(run, tmp_path, capsys):
+    text = "To be, or not to be, that is the question.\n" * 40
+    (tmp_path / "tinyshakespeare.txt").write_text(text)
+    names = run("language_model", "--data", tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("bits per character") == 3
+    assert len(names["written"]) == 128
+    assert (tmp_path / "student.keras").exists()
 
 
 SMALLER = {"resnet(56)": "resnet(14)", "resnet(20)": "resnet(8)"}
