@@ -153,11 +153,54 @@ def feed(model, function, variables, teacher):
 
 
 def _restore(model, state):
+    _assign_state(model, state)
+    jax_state_is_in_variables(model)
+
+
+def _assign_state(model, state):
     for variables, values in zip(variables_of_jax_state(model, state), state):
         for variable, value in zip(variables, values):
             if not value.is_deleted():
                 variable.assign(value)
-    jax_state_is_in_variables(model)
+
+
+def replace_batch(model, arguments, is_chosen, replace):
+    """Return the arguments of a compiled step, maybe with another batch.
+
+    Meanwhile, the model's variables hold the weights before this step.
+
+    Args:
+        model: the model that the step belongs to.
+        arguments: what Keras calls the step with.
+        is_chosen: function of the number of the step that returns whether its
+            batch is replaced.
+        replace: function `(batch, step) -> batch`.
+    """
+    *state, batches = arguments
+    step = model.optimizer.iterations
+    if _BACKEND == "jax":
+        _, _, variables, _ = variables_of_jax_state(model, state[0])
+        values = dict(zip(map(id, variables), state[0][2]))
+        step = values[id(step)]
+    step = int(keras.ops.convert_to_numpy(step))
+    if not is_chosen(step):
+        return arguments
+    if _BACKEND == "torch":
+        return ([replace(batches[0], step)],)
+    if _BACKEND == "jax":
+        _assign_state(model, state[0])
+    batch = replace(next(batches), step)
+    if _BACKEND == "jax":
+        return *state, iter([batch])
+    import tensorflow as tf
+
+    return (iter(tf.data.Dataset.from_tensors(batch)),)
+
+
+def is_on_one_device(model):
+    """Return whether one device of one process trains a model."""
+    parts, (_, processes) = division_of_batches(model)
+    return parts == processes == 1 and keras.distribution.distribution() is None
 
 
 @contextlib.contextmanager

@@ -49,16 +49,38 @@ def _labels_of_view(augment, images, labels):
     )
 
 
-def wrap(distiller, name, variables, teacher, logs):
+def variables_read(teacher, objective, optimizer):
+    """Return the variables that a step reads beside the student's.
+
+    Args:
+        teacher: the `LiveTeacher`.
+        objective: the `Objective`.
+        optimizer: the optimizer of a step that does not train; `None` for a
+            training step, whose arguments have its state.
+    """
+    read = [*teacher.variables, *objective.variables]
+    if objective.uses_step and optimizer is not None:
+        read += [v for v in optimizer.variables if v.shape == ()]
+    return read
+
+
+def wrap(distiller, name, teacher, logs, on_policy):
     """Feed a compiled step the teacher's variables, and watch its values.
 
     Args:
         distiller: the Distiller, whose step Keras just made.
         name: `"train_function"` or `"test_function"`.
-        variables: the variables that the step reads beside the student's.
         teacher: the `LiveTeacher`.
         logs: the `Logs`.
+        on_policy: the `OnPolicy`, or `None`.
     """
+    training = name == "train_function"
+    replaces = training and on_policy is not None
+    if replaces:
+        on_policy.check(distiller, logs.objective)
+    variables = variables_read(
+        teacher, logs.objective, None if training else distiller.optimizer
+    )
     function = _backend.feed(
         distiller, getattr(distiller, name), variables, teacher
     )
@@ -67,6 +89,10 @@ def wrap(distiller, name, variables, teacher, logs):
         logs.raise_pending()
         if not logs.steps_taken:
             _processes.start(distiller, teacher.weights)
+        if replaces:
+            arguments = _backend.replace_batch(
+                distiller, arguments, on_policy.is_chosen, on_policy.generated
+            )
         result = function(*arguments)
         logs.after_step(_backend.logs_of(result))
         return result

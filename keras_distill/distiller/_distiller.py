@@ -38,6 +38,7 @@ from keras_distill.distiller._fit_arguments import evaluate_arguments
 from keras_distill.distiller._fit_arguments import fit_arguments
 from keras_distill.distiller._hint_features import HintFeatures
 from keras_distill.distiller._objective import Leaf
+from keras_distill.distiller._on_policy import on_policy_of
 from keras_distill.distiller._step_data import StepInputs
 from keras_distill.distiller._step_data import outputs_and_features
 from keras_distill.distiller._teacher_metrics import without_teacher_metrics
@@ -88,6 +89,11 @@ class Distiller(keras.Model):
             the loss are applied to so many tokens at a time. Loss and gradients
             are the same. Both must be functional models that end in a `Dense`
             or a `ReversibleEmbedding`. Metrics are not available.
+        on_policy: float in (0, 1], or `None`. For a student that is a
+            `CausalLM` of KerasHub: the share of batches in which it continues
+            the prompts itself, with its sampler, and the teacher scores what
+            it wrote. The prompt is what comes before the first label that
+            counts. The loss must not compare with labels.
         name: name of the model.
 
     Call arguments:
@@ -133,6 +139,7 @@ class Distiller(keras.Model):
         teacher_preprocessing: Any = None,
         teacher_dtype: str | None = None,
         tokens_per_chunk: int | None = None,
+        on_policy: float | None = None,
         name: str | None = None,
     ) -> None:
         _model_checks.check_roles(student, teacher)
@@ -156,6 +163,8 @@ class Distiller(keras.Model):
         self.teacher_dtype = teacher_dtype
         self.tokens_per_chunk = tokens_per_chunk
         self._chunks = token_chunks(student, tokens_per_chunk)
+        self.on_policy = on_policy
+        self._on_policy = on_policy_of(student, on_policy)
         self._features = HintFeatures(student, hints)
         self.hints = self._features.hints
         self._fitting = False
@@ -171,9 +180,7 @@ class Distiller(keras.Model):
     def teacher(self, teacher: Any) -> None:
         recording = teacher if isinstance(teacher, RecordedTeacher) else None
         if recording is not None:
-            _output_checks.check_replay(
-                recording, self.augment, self.hints, self._chunks
-            )
+            _output_checks.check_replay(self, recording, self._chunks)
             teacher = recording.live_or_absent
         live = LiveTeacher(
             teacher, self.teacher_preprocessing, self.teacher_dtype
@@ -372,7 +379,12 @@ class Distiller(keras.Model):
             self._logs,
             step,
             functools.partial(self._annotate, training=training),
-            functools.partial(self._variables_read, training),
+            functools.partial(
+                _compiled_steps.variables_read,
+                self._live_teacher,
+                self._logs.objective,
+                None if training else self.optimizer,
+            ),
             arguments,
         )
 
@@ -454,19 +466,9 @@ class Distiller(keras.Model):
         existing = getattr(self, name)
         make(force)
         if getattr(self, name) is not existing:
-            variables = self._variables_read(name == "train_function")
             _compiled_steps.wrap(
-                self, name, variables, self._live_teacher, self._logs
+                self, name, self._live_teacher, self._logs, self._on_policy
             )
-
-    def _variables_read(self, training):
-        """Return the variables that a step reads beside the student's."""
-        objective = self._logs.objective
-        read = [*self._live_teacher.variables, *objective.variables]
-        if objective.uses_step and not training:
-            # The optimizer's state is an argument of a training step only.
-            read += [v for v in self.optimizer.variables if v.shape == ()]
-        return read
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         if data_batch is None:

@@ -89,9 +89,15 @@ def _known_outputs(member):
     return _outputs.known_outputs(member)
 
 
-def check_replay(recording, augment, hints, chunks):
-    """Raise if a recording cannot replace the teacher here."""
-    recording.check_augment(augment)
+def check_replay(distiller, recording, chunks):
+    """Raise if a recording cannot replace the teacher of a Distiller."""
+    recording.check_augment(distiller.augment)
+    if distiller.on_policy is not None:
+        raise ValueError(
+            "The teacher must score text that the student writes during "
+            f"training. Received: on_policy={distiller.on_policy} and a "
+            "RecordedTeacher. Pass the teacher itself."
+        )
     if chunks is not None and recording.manifest["top_k"] is None:
         raise ValueError(
             "This recording holds all outputs of each token, so a batch of "
@@ -100,11 +106,11 @@ def check_replay(recording, augment, hints, chunks):
             "Record the teacher with `top_k=16`, pass the teacher itself, or "
             "leave `tokens_per_chunk` out."
         )
-    if hints:
+    if distiller.hints:
         raise ValueError(
             "A recorded teacher has outputs but no features. Received: "
-            f"hints={list(hints)}. Remove the hints, or train with the teacher "
-            "model itself."
+            f"hints={list(distiller.hints)}. Remove the hints, or train with "
+            "the teacher model itself."
         )
 
 

@@ -21,6 +21,7 @@ PARTS = (
     "teacher_preprocessing",
     "teacher_dtype",
     "tokens_per_chunk",
+    "on_policy",
 )
 _SEED_STATE = "seed_state_"
 _GLOBAL_STATE = "global_random_state"
