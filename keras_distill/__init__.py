@@ -30,6 +30,7 @@ from keras_distill.losses import SimilarityPreserving as SimilarityPreserving
 from keras_distill.losses import RelationalKD as RelationalKD
 from keras_distill.losses import DistillationLoss as DistillationLoss
 from keras_distill.teachers import copy_layers as copy_layers
+from keras_distill.teachers import map_vocabulary as map_vocabulary
 from keras_distill.recording import record_teacher as record_teacher
 from keras_distill.recording import RecordedTeacher as RecordedTeacher
 from keras_distill.metrics import TeacherAgreement as TeacherAgreement
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022
     "ValueMatching",
     "compare",
     "copy_layers",
+    "map_vocabulary",
     "record_teacher",
     "shrink",
 ]

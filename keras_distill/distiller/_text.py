@@ -43,7 +43,9 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
         "Teacher and student see the same tokens, so their tokenizers must "
         f"have the same vocabulary. Received: {names[0]} in the student "
         f"{student.name!r}, and {names[1]} in the teacher {teacher.name!r}. "
-        "Build the student with the teacher's tokenizer."
+        "Build the student with the teacher's tokenizer. If one vocabulary "
+        "contains the other, `map_vocabulary(teacher, student)` is a teacher "
+        "with the student's tokens."
     )
 
 

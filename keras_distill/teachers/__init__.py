@@ -5,3 +5,6 @@
 """
 
 from keras_distill.teachers._copy_layers import copy_layers as copy_layers
+from keras_distill.teachers._map_vocabulary import (
+    map_vocabulary as map_vocabulary,
+)
