@@ -81,7 +81,9 @@ def other_versions(x, generator):
                 rest = second[np.count_nonzero(second) // 2 :][: WORDS - half]
                 row[half:] = 0
                 row[half : half + len(rest)] = rest
-        words[generator.random(x.shape) < 0.1] = 0
+        left_out = generator.random(x.shape) < 0.1
+        left_out[:, 0] = False  # A sentence without words has no mean.
+        words[left_out] = 0
         versions.append(words)
     return np.concatenate([x, *versions])
 
