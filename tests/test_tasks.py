@@ -383,12 +383,18 @@ def language_model(units, tokens=20):
     )
 
 
-def keep_top(logits, k):
-    """The `k` likeliest keep their probability, the others share the rest."""
-    p = np.exp(log_softmax(logits))
-    rank = np.argsort(np.argsort(-p, axis=-1), axis=-1)
-    rest = np.sum(p * (rank >= k), axis=-1, keepdims=True)
-    return np.log(np.where(rank < k, p, rest / (p.shape[-1] - k)))
+def top_losses(teacher, student, k):
+    """Return `soft_losses` with all but the `k` likeliest as one class."""
+    p = np.exp(log_softmax(teacher))
+    is_kept = np.argsort(np.argsort(-p, axis=-1), axis=-1) < k
+    rest = np.sum(p, axis=-1, keepdims=True, where=~is_kept)
+    # The teacher's probabilities at the temperature, with an even rest.
+    p = np.where(is_kept, p, rest / (p.shape[-1] - k))
+    p = np.exp(log_softmax(np.log(p), TEMPERATURE))
+    q = np.exp(log_softmax(student, TEMPERATURE))
+    kept = np.sum(p * np.log(q), axis=-1, where=is_kept)
+    p_rest, q_rest = (np.sum(x, axis=-1, where=~is_kept) for x in (p, q))
+    return -(TEMPERATURE**2) * (kept + p_rest * np.log(q_rest))
 
 
 def test_the_likeliest_tokens_of_a_recording(tmp_path):
@@ -414,7 +420,7 @@ def test_the_likeliest_tokens_of_a_recording(tmp_path):
     logs = distiller.fit(x, y, sample_weight=weight, verbose=0).history
     assert_logs(
         logs,
-        soft_loss=np.mean(weight * soft_losses(keep_top(t, 6), s)),
+        soft_loss=np.mean(weight * top_losses(t, s, 6)),
         label_loss=np.mean(weight * label_losses(y, s)),
     )
     # What is kept differs from what the teacher gives.
