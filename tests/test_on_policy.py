@@ -157,6 +157,8 @@ def test_refused(tmp_path):
 
     with pytest.raises(ValueError, match="compares with labels"):
         fit(x, y, loss=ClassicKD())
+    with pytest.raises(ValueError, match="metrics cannot compare"):
+        fit(x, y, metrics=["accuracy"])
     with pytest.raises(ValueError, match="steps_per_execution=2"):
         fit(x, y, steps_per_execution=2)
     with pytest.raises(ValueError, match="and no sample_weight"):

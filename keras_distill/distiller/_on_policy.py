@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_distill import _arguments
 from keras_distill import _backend
+from keras_distill._keras_internals import compiled_label_metrics
 from keras_distill.distiller._text import text_preprocessor
 
 
@@ -70,6 +71,13 @@ class OnPolicy:
                     f"{term.loss!r}, which compares with labels. Use "
                     "`FunctionMatching()`, or `alpha=1`."
                 )
+        if compiled_label_metrics(distiller) is not None:
+            raise ValueError(
+                "Text that the student generates has no labels, so metrics "
+                "cannot compare with them. Received: metrics besides "
+                f"`TeacherAgreement` and `TeacherDivergence`, and on_policy="
+                f"{self.share}. Compute them with `distiller.student`."
+            )
         if distiller.steps_per_execution != 1:
             raise ValueError(
                 "With `on_policy`, the student generates between the steps. "
@@ -84,13 +92,13 @@ class OnPolicy:
 
     def is_chosen(self, step):
         """Return whether the student generates the batch of a step."""
-        return self._random(step).random() < self.share
+        return self._random(step, 0).random() < self.share
 
     def generated(self, batch, step):
         """Return a batch with the student's text after its prompts.
 
         The prompt of a sequence ends with the last token before the first label
-        that counts.
+        that counts. Each token that the student wrote has the weight 1.
 
         Args:
             batch: `(x, y, sample_weight)` of the data.
@@ -130,12 +138,12 @@ class OnPolicy:
         x = {name: _like(x[name], replaced[name]) for name in x}
         return x, y, _like(weights, counts)
 
-    def _random(self, step):
+    def _random(self, step, purpose):
         seed = getattr(self._student.sampler, "seed", None) or 0
-        return np.random.default_rng([seed, step])
+        return np.random.default_rng([seed, step, purpose])
 
     def _set_seed(self, step):
-        random = self._random(step)
+        random = self._random(step, 1)
         for state in self._student.sampler.variables:
             state.assign(random.integers(0, 2**31, state.shape))
 

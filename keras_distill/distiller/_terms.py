@@ -12,6 +12,7 @@ from keras_distill import _schedules
 from keras_distill._keras_internals import get_keras_mask
 from keras_distill.distiller import _hint_weights
 from keras_distill.losses import _label_loss
+from keras_distill.losses import _shapes
 from keras_distill.losses import _value_checks
 from keras_distill.losses import _weighting
 from keras_distill.losses._combined_loss import target_of
@@ -88,7 +89,7 @@ class OutputTerm:
         """
         target = {}
         if values is None:
-            target = self._as_loss_reads(self.target(targets))
+            target = self._as_loss_reads(self.target(targets), targets.output)
         total = 0.0
         for name, (weight, function) in self.parts(moment).items():
             if values is not None:
@@ -112,7 +113,7 @@ class OutputTerm:
             moment: the `Moment` of the step.
         """
         y_true, y_pred = _weighting.converted(
-            self.loss, (self._as_loss_reads(target), output)
+            self.loss, (self._as_loss_reads(target, output), output)
         )
         product = _schedules.product_at(self.weights, moment)
         return [
@@ -166,9 +167,10 @@ class OutputTerm:
             _check_dtype("student", targets.output)
         return teacher
 
-    def _as_loss_reads(self, target):
+    def _as_loss_reads(self, target, output):
         teacher = target.get("teacher")
         if isinstance(teacher, MostProbable):
+            _shapes.check_comparable(self.predicts, teacher.shape, output.shape)
             reads = self.loss.reads_most_probable
             whole = teacher.fields if reads else teacher.dense()
             target = {**target, "teacher": whole}

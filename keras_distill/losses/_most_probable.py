@@ -17,7 +17,6 @@ from keras import ops
 
 from keras_distill._typing import Tensor
 from keras_distill.losses import _divergence
-from keras_distill.losses import _shapes
 
 
 class MostProbable:
@@ -73,21 +72,15 @@ def logits(
     where that of the rest is the sum over all other classes.
 
     Args:
-        fields: the fields of the teacher's output.
+        fields: the fields of the teacher's output, for as many classes.
         student: float32 logits `(..., classes)`.
         temperature: float above 0.
 
     Returns:
         `(teacher, student)`, both `(..., top_k + 1)`, or `(..., classes)` if
         there is no rest.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     classes = ops.cast(fields["classes"], "int32")
-    _shapes.check_same_shape(
-        (*classes.shape[:-1], student.shape[-1]), student.shape
-    )
     num_others = student.shape[-1] - classes.shape[-1]
     log_probs = ops.cast(fields["log_probs"], "float32")
     student = _divergence.minus_max(student)

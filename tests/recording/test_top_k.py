@@ -194,3 +194,25 @@ def test_replay(tmp_path, loss, from_logits):
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
     assert 0.0 <= logs["teacher_agreement"][0] < 1.0
     assert not np.array_equal(student.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES + 1])
+def test_another_number_of_classes_is_refused(tmp_path, classes):
+    """Of a model without a graph, it is known in the step only."""
+
+    class NoGraph(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.layers.Dense(classes)
+
+        def call(self, inputs):
+            return self.layer(inputs)
+
+    x = np.zeros((8, 6), "float32")
+    recording = record_teacher(
+        one_layer(None, 1), x, tmp_path, top_k=5, verbose=0
+    )
+    distiller = Distiller(student=NoGraph(), teacher=recording)
+    distiller.compile("sgd", FunctionMatching())
+    with pytest.raises(ValueError, match=f"{CLASSES} classes and the student"):
+        distiller.fit(x, verbose=0)
