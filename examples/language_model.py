@@ -6,8 +6,7 @@ too, the other from the teacher's distribution of the next character.
     python examples/language_model.py                    # downloads the plays
     python examples/language_model.py --data FOLDER      # reads FOLDER/...
 
-FOLDER holds tinyshakespeare.txt; any other text will do. With `--epochs 1`, it
-takes ten minutes on two CPU cores.
+FOLDER holds tinyshakespeare.txt; any other text will do.
 """
 
 import argparse

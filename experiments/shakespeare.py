@@ -88,7 +88,8 @@ def fit(model, loss, data, options):
     )
     model.compile(keras.optimizers.AdamW(rate, weight_decay=0.01), loss)
     size = None if isinstance(model, Distiller) else BATCH  # as recorded
-    model.fit(*data, batch_size=size, verbose=2 if options.verbose else 0)
+    verbose = 2 if options.verbose else 0
+    model.fit(*data, batch_size=size, shuffle=False, verbose=verbose)
 
 
 def cross_entropy():

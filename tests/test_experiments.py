@@ -383,3 +383,24 @@ def test_the_mobilenet_archive(tmp_path):
     np.savez(tmp_path / file, **arrays)
     with pytest.raises(SystemExit, match="52 convolutions"):
         flowers102.mobilenet_v2(options(tmp_path, size=32))
+
+
+def test_shakespeare(run, tmp_path):
+    text = "To be, or not to be, that is the question.\n" * 80
+    (tmp_path / "tinyshakespeare.txt").write_text(text)
+    out = tmp_path / "rows.json"
+    run("shakespeare.py", "--smoke", "--data", tmp_path, "--out", out)
+    rows = {row["name"]: row["metrics"] for row in rows_of(out)}
+    assert len(rows) == 7
+    assert rows["teacher"]["parameters"] > 4 * rows["alone"]["parameters"]
+
+
+def test_text_classifiers(run, tmp_path):
+    for data in ("sst2", "trec"):
+        (tmp_path / data).mkdir()
+        for split in ("train", "test"):
+            lines = "GOOD:very a good film\nBAD:very a bad film\n" * 8
+            (tmp_path / data / f"{split}.txt").write_text(lines)
+    out = tmp_path / "rows.json"
+    run("text_classifiers.py", "--smoke", "--data", tmp_path, "--out", out)
+    assert len(rows_of(out)) == 14

@@ -184,3 +184,11 @@ def test_huber_keeps_its_delta(kind):
     np.testing.assert_array_equal(
         label_part(restored, ONE_HOT), label_part(loss, ONE_HOT)
     )
+
+
+def test_class_indices_are_not_rounded_in_half_precision():
+    outputs = np.zeros((1, 3000), "float32")
+    outputs[0, 2049] = 9.0  # float16 would round the index to 2048
+    loss = ClassicKD(alpha=0.0, dtype="float16")
+    target = {"labels": np.array([2049]), "teacher": outputs}
+    assert float(loss(target, outputs)) < 1.0
