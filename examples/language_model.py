@@ -45,7 +45,9 @@ def inputs_of(windows):
     return {"token_ids": windows, "padding_mask": np.ones_like(windows)}
 
 
-train = inputs_of(windows[:split]), following[:split]
+# KerasHub does not shuffle arrays.
+order = np.random.default_rng(0).permutation(split)
+train = inputs_of(windows[order]), following[order]
 test = inputs_of(windows[split:]), following[split:]
 
 
@@ -65,7 +67,7 @@ def gpt(width, layers):
 
 def fit(model, loss):
     model.compile(keras.optimizers.Adam(2e-3), loss)
-    model.fit(*train, batch_size=32, epochs=options.epochs)
+    model.fit(*train, batch_size=32, epochs=options.epochs, shuffle=False)
 
 
 cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
