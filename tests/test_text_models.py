@@ -19,10 +19,10 @@ def outputs_of(model, tokens):
     return model(tokens, training=False)  # `predict` takes text
 
 
-def masked_words(width):
+def masked_words(width, words=WORDS):
     """A BERT that fills in words, with all words of a text masked."""
     keras.utils.set_random_seed(width)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     tokenizer = keras_hub.models.BertTokenizer(vocabulary=vocabulary)
     preprocessor = keras_hub.models.BertMaskedLMPreprocessor(
         tokenizer,

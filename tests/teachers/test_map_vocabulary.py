@@ -1,7 +1,6 @@
 """map_vocabulary: teacher and student with different tokens."""
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from common import mlp
@@ -10,30 +9,12 @@ from test_text import LABELS
 from test_text import TEXTS
 from test_text import WORDS
 from test_text import classifier
-from test_text import sizes
+from test_text_models import masked_words
 
 from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import map_vocabulary
-
-
-def masked_words(words, width=8):
-    keras.utils.set_random_seed(width)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    preprocessor = keras_hub.models.BertMaskedLMPreprocessor(
-        keras_hub.models.BertTokenizer(vocabulary=vocabulary),
-        sequence_length=8,
-        mask_selection_rate=1.0,
-        mask_token_rate=1.0,
-        random_token_rate=0.0,
-        mask_selection_length=6,
-    )
-    backbone = keras_hub.models.BertBackbone(
-        **sizes(len(vocabulary), 1, width, 8)
-    )
-    return keras_hub.models.BertMaskedLM(backbone, preprocessor=preprocessor)
-
 
 # Before the student's words, so that all ids differ.
 MORE = ["aardvark", "abacus", *WORDS]
@@ -57,7 +38,7 @@ def test_a_classifier_reads_the_same_words():
 
 
 def test_logits_are_in_the_order_of_the_student():
-    student, teacher = masked_words(WORDS), masked_words(MORE, 16)
+    student, teacher = masked_words(8), masked_words(16, MORE)
     mapped = map_vocabulary(teacher, student)
     own, students = (
         to_numpy(model.preprocessor(TEXTS)[0]) for model in (teacher, student)
@@ -72,7 +53,7 @@ def test_logits_are_in_the_order_of_the_student():
 
 
 def test_words_that_only_the_student_has():
-    student, teacher = masked_words(MORE), masked_words(WORDS, 16)
+    student, teacher = masked_words(8, MORE), masked_words(16)
     mapped = map_vocabulary(teacher, student)
     x, _, _ = to_numpy(student.preprocessor(TEXTS))
     probabilities = to_numpy(keras.ops.softmax(mapped(x, training=False)))
@@ -87,7 +68,7 @@ def test_words_that_only_the_student_has():
 # Tasks of KerasHub do not keep how they were compiled.
 @pytest.mark.filterwarnings("ignore:`compile\\(\\)` was not called")
 def test_saved_and_loaded(tmp_path):
-    student, teacher = masked_words(WORDS), masked_words(MORE, 16)
+    student, teacher = masked_words(8), masked_words(16, MORE)
     mapped = map_vocabulary(teacher, student)
     mapped.save(tmp_path / "mapped.keras")
     again = keras.models.load_model(tmp_path / "mapped.keras", compile=False)
