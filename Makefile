@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 UV_INSTALL := $(VENV)/bin/uv pip install -q -c constraints.txt
 export TF_CPP_MIN_LOG_LEVEL = 3
 export MPLBACKEND = Agg
+# Where bytecode is not kept, every process compiles Keras and its backend from
+# source again, which takes 6 to 13 seconds, and the suite starts many.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test checks suite suite-complete suite-jax lint docs wheel bench clean \
 	notebooks nightly fuzz test-oldest test-newest
