@@ -38,6 +38,7 @@ from keras_distill import FunctionMatching
 
 WORDS = 40  # of a sentence
 COPIES = 10
+WITH_LABELS = 8  # of the copies
 
 
 def load(folder, smoke):
@@ -68,13 +69,13 @@ def load(folder, smoke):
 def other_versions(x, generator):
     """Return other versions of sentences, in the same order several times.
 
-    Of each sentence, the last quarter of the versions ends in the second half
-    of another sentence, so its label is unknown.
+    Of each sentence, the versions after `WITH_LABELS` end in the second half of
+    another sentence, so their labels are unknown.
     """
     versions = []
     for number in range(COPIES):
         words = x.copy()
-        if number >= 0.75 * COPIES:
+        if number >= WITH_LABELS:
             other = x[generator.permutation(len(x))]
             for row, second in zip(words, other):
                 half = np.count_nonzero(row) // 2
@@ -141,7 +142,7 @@ def run_seed(seed, train, test, words, classes, options):
         for _ in range(options.teachers)
     ]
     more = other_versions(x, np.random.default_rng(seed))
-    labelled = int(0.75 * COPIES) + 1
+    labelled = 1 + WITH_LABELS
     copies = more[: labelled * len(x)], np.concatenate([y] * labelled)
     methods = {
         "alone": (cross_entropy, train),

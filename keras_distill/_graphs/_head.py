@@ -30,6 +30,7 @@ class Head:
 
     def __init__(self, calls: list[Any], hidden: keras.KerasTensor) -> None:
         self._calls = calls
+        self.operations = [call.operation for call in calls]
         self.output = calls[-1].output_tensors[0]
         found = {
             id(variable): variable

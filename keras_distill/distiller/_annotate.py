@@ -32,5 +32,5 @@ def annotate(data, augment, run_teacher, logs, step):
         features,
         follows,
         logs.objective.moment(step),
-        () if chunks is None else chunks.teacher_values(),
+        None if chunks is None else chunks.teacher_head(recorded is not None),
     )

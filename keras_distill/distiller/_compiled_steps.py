@@ -49,28 +49,32 @@ def _labels_of_view(augment, images, labels):
     )
 
 
-def variables_read(teacher, objective, optimizer):
+def variables_read(teacher, recording, objective, optimizer):
     """Return the variables that a step reads beside the student's.
 
     Args:
         teacher: the `LiveTeacher`.
+        recording: the `RecordedTeacher`, or `None`.
         objective: the `Objective`.
         optimizer: the optimizer of a step that does not train; `None` for a
             training step, whose arguments have its state.
     """
     read = [*teacher.variables, *objective.variables]
+    if recording is not None:
+        read += recording.variables
     if objective.uses_step and optimizer is not None:
         read += [v for v in optimizer.variables if v.shape == ()]
     return read
 
 
-def wrap(distiller, name, teacher, logs, on_policy):
+def wrap(distiller, name, teacher, recording, logs, on_policy):
     """Feed a compiled step the teacher's variables, and watch its values.
 
     Args:
         distiller: the Distiller, whose step Keras just made.
         name: `"train_function"` or `"test_function"`.
         teacher: the `LiveTeacher`.
+        recording: the `RecordedTeacher`, or `None`.
         logs: the `Logs`.
         on_policy: the `OnPolicy`, or `None`.
     """
@@ -78,9 +82,8 @@ def wrap(distiller, name, teacher, logs, on_policy):
     replaces = training and on_policy is not None
     if replaces:
         on_policy.check(distiller, logs.objective)
-    variables = variables_read(
-        teacher, logs.objective, None if training else distiller.optimizer
-    )
+    optimizer = None if training else distiller.optimizer
+    variables = variables_read(teacher, recording, logs.objective, optimizer)
     function = _backend.feed(
         distiller, getattr(distiller, name), variables, teacher
     )

@@ -186,7 +186,7 @@ class Distiller(keras.Model):
             teacher, self.teacher_preprocessing, self.teacher_dtype
         )
         if self._chunks is not None:
-            self._chunks.split_teacher(live)
+            self._chunks.split_teacher(live, recording)
         _model_checks.check_no_shared_weights(self.student, live)
         self._features.find_in(live, self.student, can_change=not self.built)
         self._track_projectors()
@@ -382,6 +382,7 @@ class Distiller(keras.Model):
             functools.partial(
                 _compiled_steps.variables_read,
                 self._live_teacher,
+                self._recording,
                 self._logs.objective,
                 None if training else self.optimizer,
             ),
@@ -391,7 +392,8 @@ class Distiller(keras.Model):
     def _annotate(self, data, training):
         def run_teacher(view, recorded):
             if self._recording is not None and training:
-                return [teacher_outputs(self._recording, recorded)], []
+                replayed = self._recording, recorded, self._chunks is None
+                return [teacher_outputs(*replayed)], []
             return self._features.run_teacher(self._live_teacher, view)
 
         return annotate(
@@ -466,8 +468,9 @@ class Distiller(keras.Model):
         existing = getattr(self, name)
         make(force)
         if getattr(self, name) is not existing:
+            teachers = self._live_teacher, self._recording
             _compiled_steps.wrap(
-                self, name, self._live_teacher, self._logs, self._on_policy
+                self, name, *teachers, self._logs, self._on_policy
             )
 
     def _symbolic_build(self, iterator=None, data_batch=None):

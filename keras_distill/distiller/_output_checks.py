@@ -98,13 +98,15 @@ def check_replay(distiller, recording, chunks):
             f"training. Received: on_policy={distiller.on_policy} and a "
             "RecordedTeacher. Pass the teacher itself."
         )
-    if chunks is not None and recording.manifest["top_k"] is None:
+    manifest = recording.manifest
+    whole = manifest["top_k"] is None and manifest["head"] is None
+    if chunks is not None and whole:
         raise ValueError(
             "This recording holds all outputs of each token, so a batch of "
             "them takes the memory that `tokens_per_chunk` saves. Received: "
             f"tokens_per_chunk={chunks.size} and a recording without `top_k`. "
-            "Record the teacher with `top_k=16`, pass the teacher itself, or "
-            "leave `tokens_per_chunk` out."
+            "Record the teacher with `hidden_states=True` or `top_k=16`, pass "
+            "the teacher itself, or leave `tokens_per_chunk` out."
         )
     if distiller.hints:
         raise ValueError(

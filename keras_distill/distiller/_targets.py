@@ -53,7 +53,8 @@ class Targets(typing.NamedTuple):
         features: list of the teacher's features, one per hint.
         view: the `View` that labels and weights have to follow, or `None`.
         moment: the `Moment` of the step, for schedules.
-        teacher_head: the values that `TokenChunks` reads in this step.
+        teacher_head: with `TokenChunks`, the function from the teacher's last
+            hidden states to its outputs.
         training: bool. Whether the step computes gradients. It is known in
             the loss.
     """
@@ -64,7 +65,7 @@ class Targets(typing.NamedTuple):
     features: typing.Sequence = ()
     view: typing.Any = None
     moment: typing.Any = None
-    teacher_head: typing.Sequence = ()
+    teacher_head: typing.Any = None
     training: typing.Any = None
 
     @property

@@ -53,17 +53,20 @@ class TokenChunks:
     def __init__(self, student, size):
         self.size = _arguments.positive_int("tokens_per_chunk", size)
         self._body, self._head = _split("student", student)
-        self._teacher_head = None
+        self._live_head = None
+        self._recorded_head = None
 
-    def split_teacher(self, live_teacher):
+    def split_teacher(self, live_teacher, recording):
         """Let a teacher run up to its last hidden states only.
 
         Args:
             live_teacher: the `LiveTeacher`.
+            recording: the `RecordedTeacher`, or `None`.
 
         Raises:
             ValueError: if the teacher is not one model that ends in a head.
         """
+        self._recorded_head = recording and recording.head
         if isinstance(live_teacher.given, AbsentTeacher):
             return
         if live_teacher.runners != live_teacher.members:
@@ -75,7 +78,7 @@ class TokenChunks:
         model = live_teacher.members[0]
         if len(live_teacher.members) > 1:
             model = live_teacher.members
-        body, self._teacher_head = _split("teacher", model)
+        body, self._live_head = _split("teacher", model)
         live_teacher.runners = [body]
 
     def hidden_states(self, inputs, training):
@@ -85,13 +88,17 @@ class TokenChunks:
             hidden = ops.copy(hidden)  # without the mask
         return hidden
 
-    def teacher_values(self):
-        """Return the values of the variables of the teacher's head."""
-        if self._teacher_head is None:
-            return []
-        return [
-            ops.stop_gradient(v.value) for v in self._teacher_head.variables
-        ]
+    def teacher_head(self, is_recorded):
+        """Return the teacher's head, with the values that it has now.
+
+        Args:
+            is_recorded: bool. Whether the batch is a replayed one.
+        """
+        head = self._recorded_head if is_recorded else self._live_head
+        if head is None:
+            return None
+        values = [ops.stop_gradient(v.value) for v in head.variables]
+        return lambda hidden: head(hidden, values)
 
     @property
     def num_classes(self):
@@ -134,14 +141,14 @@ class TokenChunks:
                 "`distiller.student` on a few samples."
             )
 
-    def values(self, terms, targets, moment, teacher_values, training):
+    def values(self, terms, targets, moment, teacher_head, training):
         """Return the values of terms, and a zero that has their gradient.
 
         Args:
             terms: list of `OutputTerm`.
             targets: the `OutputTargets`; outputs are hidden states.
             moment: the `Moment` of the step.
-            teacher_values: what `teacher_values` returned in this step.
+            teacher_head: what `teacher_head` returned in this step.
             training: bool. Whether the gradient is required.
 
         Returns:
@@ -161,7 +168,7 @@ class TokenChunks:
         )
         trained = [v for v in self._head.variables if v.trainable]
         values, of_tokens, of_weights = _gradients.in_chunks(
-            self._function(terms, moment, trained, teacher_values, recorded),
+            self._function(terms, moment, trained, teacher_head, recorded),
             tokens,
             [ops.stop_gradient(variable.value) for variable in trained],
             others,
@@ -201,7 +208,7 @@ class TokenChunks:
         padding = [(0, -count % self.size)] + [(0, 0)] * len(rest)
         return ops.reshape(ops.pad(tokens, padding), (-1, self.size, *rest))
 
-    def _function(self, terms, moment, trained, teacher_values, recorded):
+    def _function(self, terms, moment, trained, teacher_head, recorded):
         """Return the function of a chunk, see `_gradients.in_chunks`."""
         trained = {id(variable): i for i, variable in enumerate(trained)}
 
@@ -219,7 +226,7 @@ class TokenChunks:
             if recorded is not None:
                 teacher = recorded.with_fields(_as_batch(teacher))
             elif teacher is not None:
-                teacher = self._teacher_head(teacher[None], teacher_values)
+                teacher = teacher_head(teacher[None])
             total, values = 0.0, []
             for term, target, factors in zip(
                 terms, others["targets"], others["factors"]

@@ -4,12 +4,15 @@ It is a JSON file. Fixed when a recording starts:
 
 - `format`: version of the format of the files.
 - `predicts`, `from_logits`, `storage_dtype`, `top_k`: as for `record_teacher`.
+- `head`: the teacher's last layer, see `_recorded_head.py`. `None` if outputs
+  are recorded, and not hidden states.
 - `fingerprint`: checksums of the teacher's weights and of the data, the config
   of the view, and the version of Keras.
 - `replicas`: into how many parts a batch is divided before views are drawn.
 - `part`: number of this part of the recording and number of parts, or `None`.
 - `batch_size`: number of samples of all batches of an epoch except the last.
-- `output_shapes`, `structure`: shapes and nesting of the teacher's outputs.
+- `output_shapes`, `structure`: shapes and nesting of the teacher's outputs, or
+  of its hidden states.
 - `endings`: last activation of each model, per output, where it is known.
 - `drawn_per_row`: by name, whether a drawn value differs between images.
 - `fields`: name, dtype and shape of each field of a row, see `_storage.py`.
@@ -119,7 +122,7 @@ def check_same_header(folder, manifest, header):
             )
 
 
-def describe_rows(step, x, header, batches):
+def describe_rows(step, x, header, head, batches):
     """Return the entries that describe the rows.
 
     Args:
@@ -127,6 +130,7 @@ def describe_rows(step, x, header, batches):
             reset afterwards.
         x: the first batch of inputs.
         header: what `header_of` returned.
+        head: the `RecordedHead`, or `None`.
         batches: the range of the batches of this part, `None` for all.
 
     Raises:
@@ -147,7 +151,8 @@ def describe_rows(step, x, header, batches):
     step.seed_states = states
     flat = tree.flatten(outputs)
     if len(flat) == 1:  # several outputs may be of different kinds
-        _check_values(flat[0], header)
+        values = flat[0] if head is None else head.check_values(flat[0])
+        _check_values(values, header)
     manifest = {
         "batch_size": size,
         "output_shapes": [list(output.shape[1:]) for output in flat],

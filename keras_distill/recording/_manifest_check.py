@@ -29,6 +29,10 @@ def check_entries(manifest, output_fields):
     _check("structure", structure, sorted(structure) == sorted(names))
     endings = manifest["endings"]
     _check("endings", endings, len(endings) == len(outputs))
+    head = manifest["head"]
+    if head is not None:
+        fits = [o.shape[-1:] for o in outputs] == [(head["width"],)]
+        _check("head", head, fits and manifest["top_k"] is None)
     expected = [("sample", np.dtype("<u4"), ())]
     fields = [as_field(field) for field in manifest["fields"]]
     for name in manifest["drawn_per_row"]:
@@ -87,11 +91,26 @@ def _is_part(value):
     )
 
 
+def _is_head(value):
+    return (
+        _is_dict(
+            *("width", "classes", "bias", "dtype", "soft_cap"),
+            *("softmax", "checksum"),
+        )(value)
+        and all(_is_count(value[name]) for name in ("width", "classes"))
+        and all(isinstance(value[name], bool) for name in ("bias", "softmax"))
+        and value["dtype"] in ("float16", "bfloat16", "float32", "float64")
+        and isinstance(value["soft_cap"], (int, float, type(None)))
+        and _is_count(value["checksum"], 0)
+    )
+
+
 _ENTRIES = {
     "predicts": lambda value: value in ("classes", "labels", "values"),
     "from_logits": lambda value: isinstance(value, bool),
     "storage_dtype": lambda value: value in ("float16", "float32"),
     "top_k": _is_count_or_none,
+    "head": lambda value: value is None or _is_head(value),
     "fingerprint": lambda value: (
         _is_dict("teacher", "data", "augment")(value)
         and _is_dict("members")(value["teacher"])

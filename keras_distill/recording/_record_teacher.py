@@ -13,6 +13,7 @@ from keras_distill.recording._folders import folder_of
 from keras_distill.recording._manifest import check_same_header
 from keras_distill.recording._manifest import describe_rows
 from keras_distill.recording._manifest import header_of
+from keras_distill.recording._recorded_head import separate_head
 from keras_distill.recording._recorded_teacher import RecordedTeacher
 from keras_distill.recording._recording_step import RecordingStep
 from keras_distill.recording._writer import RecordingWriter
@@ -33,6 +34,7 @@ def record_teacher(
     from_logits: bool = True,
     storage_dtype: str | None = None,
     top_k: int | None = None,
+    hidden_states: bool = False,
     teacher_preprocessing: Any = None,
     teacher_dtype: str | None = None,
     replicas: int = 1,
@@ -79,12 +81,20 @@ def record_teacher(
         from_logits: bool. Whether the teacher returns logits or probabilities.
             Not used for values.
         storage_dtype: `"float16"` or `"float32"`: dtype of the outputs on disk.
-            `None` means `"float32"` for values and `"float16"` otherwise.
+            `None` means `"float32"` for values and hidden states, and
+            `"float16"` otherwise.
         top_k: int, or `None` to keep the outputs of all classes. Otherwise the
             log-probabilities of the `top_k` most probable classes are kept,
             and the total probability of the others. `FunctionMatching` and
             `ClassicKD` compare this rest as one class. For other losses and
             metrics, it is divided evenly among the other classes.
+        hidden_states: bool. Whether to keep the last hidden states in place of
+            the outputs, and the last layer once. Replay applies it to them, so
+            the outputs are exact, and a language model takes as many values per
+            token as it is wide, and not as many as its vocabulary has. For one
+            functional Keras model that ends in a `Dense` or a
+            `ReversibleEmbedding`. With `tokens_per_chunk`, replay applies it
+            to a few tokens at a time.
         teacher_preprocessing: as for `Distiller`. A function gets what the
             teacher gets: torch tensors for a torch module.
         teacher_dtype: as for `Distiller`.
@@ -111,9 +121,10 @@ def record_teacher(
         TypeError: if the teacher is not callable, or returns anything but
             tensors and arrays.
         ValueError: if the folder holds another recording, if the data has no
-            batches or batches of several sizes, or if the teacher's outputs are
-            not finite, too large for `storage_dtype`, not one per sample, or
-            clearly not logits (or not probabilities).
+            batches or batches of several sizes, if the teacher has no last
+            layer for `hidden_states`, or if its outputs are not finite, too
+            large for `storage_dtype`, not one per sample, or clearly not logits
+            (or not probabilities).
 
     Example:
 
@@ -132,15 +143,19 @@ def record_teacher(
     batch_size = _arguments.positive_int("batch_size", batch_size)
     replicas = _arguments.positive_int("replicas", replicas)
     part = _parts.check_part(part)
-    storage_dtype = _checked_storage_dtype(storage_dtype, predicts)
+    storage_dtype = _checked_storage_dtype(
+        storage_dtype, predicts, hidden_states
+    )
     _check_predicts(predicts)
-    top_k = _checked_top_k(top_k, predicts)
-    folder = _parts.folder_of_part(folder_of(path), part)
+    top_k = _checked_top_k(top_k, predicts, hidden_states)
+    whole = folder_of(path)
+    folder = _parts.folder_of_part(whole, part)
     if augment is not None and not isinstance(augment, ConsistentAugment):
         augment = ConsistentAugment(augment)
     live_teacher = LiveTeacher(
         teacher, teacher_preprocessing, teacher_dtype, in_step=False
     )
+    head = separate_head(live_teacher) if hidden_states else None
     source = _sources.source_of(dataset, batch_size, seed)
     step = RecordingStep(live_teacher, augment, predicts, from_logits, top_k)
     header = header_of(
@@ -152,6 +167,7 @@ def record_teacher(
             "from_logits": bool(from_logits),
             "storage_dtype": storage_dtype,
             "top_k": top_k,
+            "head": head and head.entry,
             "teacher_dtype": teacher_dtype,
             "replicas": replicas,
             "part": part and list(part),
@@ -165,18 +181,22 @@ def record_teacher(
     manifest = _storage.read_manifest(folder)
     if manifest is None:
         x = source.first_inputs()
-        manifest = {**header, **describe_rows(step, x, header, batches)}
+        described = describe_rows(step, x, header, head, batches)
+        manifest = {**header, **described}
     else:
         check_same_header(folder, manifest, header)
+    if head is not None:
+        head.write(whole)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     manifest["finished"] = False
     RecordingWriter(folder, manifest, source, step, batches).write(verbose)
     return RecordedTeacher(path) if part is None else None
 
 
-def _checked_storage_dtype(storage_dtype, predicts):
+def _checked_storage_dtype(storage_dtype, predicts, hidden_states):
     if storage_dtype is None:
-        return "float32" if predicts == "values" else "float16"
+        exact = predicts == "values" or hidden_states
+        return "float32" if exact else "float16"
     if storage_dtype not in ("float16", "float32"):
         raise ValueError(
             "`storage_dtype` must be 'float16' or 'float32'. Received: "
@@ -193,9 +213,14 @@ def _check_predicts(predicts):
         )
 
 
-def _checked_top_k(top_k, predicts):
+def _checked_top_k(top_k, predicts, hidden_states):
     if top_k is None:
         return None
+    if hidden_states:
+        raise ValueError(
+            "A recording keeps the most probable classes or hidden states. "
+            f"Received: top_k={top_k}, hidden_states=True. Leave one out."
+        )
     if predicts != "classes":
         raise ValueError(
             "`top_k` keeps the most probable classes, so it requires "

@@ -17,6 +17,8 @@ from keras_distill.recording import _storage
 from keras_distill.recording._folders import folder_of
 from keras_distill.recording._manifest import augment_fingerprint
 from keras_distill.recording._parts import read_recording
+from keras_distill.recording._recorded_head import RecordedHead
+from keras_distill.recording._recorded_head import read_head
 from keras_distill.teachers._live_teacher import AbsentTeacher
 
 
@@ -44,7 +46,8 @@ class RecordedTeacher:
             `None`.
 
     Raises:
-        ValueError: if there is no complete recording at `path`.
+        ValueError: if there is no complete recording at `path`, or if it is
+            damaged.
 
     Example:
 
@@ -70,7 +73,10 @@ class RecordedTeacher:
 
     def __init__(self, path: str | os.PathLike[str], live: Any = None) -> None:
         self.path, self.live = path, live
-        self.manifest, self.shards = read_recording(folder_of(path))
+        folder = folder_of(path)
+        self.manifest, self.shards = read_recording(folder)
+        # The teacher's last layer, if hidden states were recorded.
+        self.head: RecordedHead | None = read_head(folder, self.manifest)
         self._output_fields = _storage.output_fields(self.manifest)
 
     @property
@@ -118,7 +124,7 @@ class RecordedTeacher:
         With `top_k`, the rest is divided evenly among the other classes.
         """
         return {
-            name: ops.convert_to_numpy(dense(output))
+            name: ops.convert_to_numpy(dense(self._of_head(output)))
             for name, output in self._outputs(self.fields_in(rows)).items()
         }
 
@@ -149,13 +155,35 @@ class RecordedTeacher:
             (per_row if differs else shared)[name] = rows[f"drawn_{name}"]
         return per_row, shared
 
-    def teacher_outputs(self, values: dict[str, Any]) -> Tensors:
+    def teacher_outputs(
+        self, values: dict[str, Any], with_head: bool
+    ) -> Tensors:
         """Return the teacher's outputs, from what `fields_in` returned.
 
         They are in the structure that the teacher returned. With `top_k`, each
         is a `MostProbable`.
+
+        Args:
+            values: what `fields_in` returned.
+            with_head: bool. Whether to apply the head to hidden states.
         """
-        return self.in_structure(self._outputs(values))
+        outputs = self._outputs(values)
+        if with_head:
+            outputs = {
+                name: self._of_head(output) for name, output in outputs.items()
+            }
+        return self.in_structure(outputs)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables that replay reads: those of the head."""
+        return [] if self.head is None else self.head.variables
+
+    def _of_head(self, output):
+        if self.head is None:
+            return output
+        values = [v.value for v in self.head.variables]
+        return self.head(ops.convert_to_tensor(output), values)
 
     def _outputs(self, values):
         return {
@@ -174,11 +202,17 @@ class RecordedTeacher:
         return self.in_structure(
             {
                 fields.name: keras.KerasTensor(
-                    (None, *fields.shape), dtype="float32"
+                    (None, *self._shape(fields)), dtype="float32"
                 )
                 for fields in self._output_fields
             }
         )
+
+    def _shape(self, fields):
+        head = self.manifest["head"]
+        if head is None:
+            return fields.shape
+        return (*fields.shape[:-1], head["classes"])
 
     def endings(self, path: tuple) -> list[dict[str, str | None]]:
         """Return the last activations of the teachers, for one output.

@@ -242,12 +242,13 @@ def _check_shares(manifest, count):
             )
 
 
-def teacher_outputs(recording, recorded):
+def teacher_outputs(recording, recorded, with_head):
     """Return what a replayed batch holds of the teacher's outputs.
 
     Args:
         recording: the `RecordedTeacher`.
         recorded: the `RecordedBatch` of a replayed batch, or `None`.
+        with_head: bool. Whether to apply the head to hidden states.
 
     Raises:
         ValueError: if `fit()` did not replay the batch.
@@ -258,4 +259,4 @@ def teacher_outputs(recording, recorded):
             "its recorded outputs. Received: a batch without recorded outputs, "
             "for example in `train_on_batch`. Call `fit()`."
         )
-    return recording.teacher_outputs(recorded.outputs)
+    return recording.teacher_outputs(recorded.outputs, with_head)

@@ -2,12 +2,13 @@
 
     manifest.json     what was recorded, and which shards are complete
     shard-00000.npy   rows of one NumPy structured array, memory-mapped
+    head.npy          the last layer, if the outputs are hidden states
 
 A row is one view of one sample. Its fields:
 
     sample            index in the arrays, or checksum of a sample of a stream
     drawn_<name>      what was drawn for the view, such as a window or a flip
-    output_<i>        the i-th output of the teacher
+    output_<i>        the i-th output of the teacher, or its hidden states
 
 With `top_k`, three fields stand in place of `output_<i>`:
 
@@ -293,6 +294,7 @@ def read_manifest(folder):
         manifest.setdefault("predicts", "classes")
         manifest.setdefault("storage_dtype", manifest.get("dtype"))
         manifest.setdefault("endings", [[] for _ in manifest["output_shapes"]])
+        manifest.setdefault("head", None)
         manifest.setdefault("replicas", 1)
         manifest.setdefault("part", None)
         manifest.setdefault("finished", True)
