@@ -29,7 +29,7 @@ class Head:
     """
 
     def __init__(self, calls: list[Any], hidden: keras.KerasTensor) -> None:
-        self._calls = calls
+        self._calls, self.hidden = calls, hidden
         self.operations = [call.operation for call in calls]
         self.output = calls[-1].output_tensors[0]
         found = {

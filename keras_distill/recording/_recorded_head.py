@@ -50,8 +50,8 @@ class RecordedHead:
         width = self.entry["width"]
         return [self._arrays[:width], *self._arrays[width:]]
 
-    def check_values(self, hidden: np.ndarray) -> np.ndarray:
-        """Return the outputs of a few hidden states, to check their values."""
+    def of_a_few(self, hidden: np.ndarray) -> np.ndarray:
+        """Return the outputs `(count, classes)` of at most 16 hidden states."""
         values = [
             ops.convert_to_tensor(value, dtype=self.entry["dtype"])
             for value in self._kernel_and_bias()
@@ -99,6 +99,8 @@ def separate_head(live_teacher: Any) -> RecordedHead:
         raise _no_head(live_teacher.given)
     body, head = parts
     recorded = _recorded(head.operations, live_teacher.given)
+    if not _are_equal(head, recorded):
+        raise _no_head(live_teacher.given)
     live_teacher.runners = [body]
     return recorded
 
@@ -133,9 +135,23 @@ def _recorded(operations, given):
         "dtype": dtype,
         "soft_cap": soft_cap,
         "softmax": kinds == ["softmax"],
-        "checksum": zlib.crc32(arrays),
+        "checksum": zlib.crc32(arrays.data),
     }
     return RecordedHead(arrays, entry)
+
+
+def _are_equal(head, recorded):
+    """Return whether both compute the same, which a subclass need not do."""
+    hidden = head.hidden
+    values = np.linspace(-1, 1, recorded.entry["width"], dtype="float32")
+    values = values.reshape((1,) * (len(hidden.shape) - 1) + (-1,))
+    expected = head(
+        ops.convert_to_tensor(values, hidden.dtype),
+        [variable.value for variable in head.variables],
+    )
+    expected = _float32(expected).reshape(-1, recorded.entry["classes"])
+    limit = 0.01 * (np.abs(expected).max() + 1e-6)
+    return np.abs(recorded.of_a_few(values) - expected).max() <= limit
 
 
 def _kind(operation):
@@ -158,9 +174,10 @@ def _no_head(given):
     return ValueError(
         "`hidden_states` requires one functional Keras model as teacher, and "
         "no `teacher_dtype`. The model must end in a `keras.layers.Dense` or a "
-        "`keras.layers.ReversibleEmbedding` that is not quantized, with no "
-        f"activation after it but softmax. Received: teacher={given!r}. Use "
-        "`top_k`, or leave `hidden_states` out."
+        "`keras.layers.ReversibleEmbedding` that is not quantized and that "
+        "computes what Keras defines, with no activation after it but softmax. "
+        f"Received: teacher={given!r}. Use `top_k`, or leave `hidden_states` "
+        "out."
     )
 
 
@@ -180,7 +197,7 @@ def read_head(folder: Any, manifest: dict) -> RecordedHead | None:
     if 0 < begin < 4096:
         row = np.dtype([("row", dtype)])
         arrays = folder.rows(_FILE, row, begin, count)["row"]
-        if zlib.crc32(np.ascontiguousarray(arrays)) == entry["checksum"]:
+        if zlib.crc32(np.ascontiguousarray(arrays).data) == entry["checksum"]:
             return RecordedHead(arrays, entry)
     raise ValueError(
         f"{_FILE} of the recording at {folder} is missing, incomplete or "

@@ -193,16 +193,22 @@ def quantized():
     return model
 
 
+class Doubled(layers.Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
 @pytest.mark.parametrize(
     "teacher",
     [
         quantized,
+        lambda: dense(after=[Doubled(WORDS)]),
         lambda: dense("relu"),
         lambda: dense(after=[layers.Dropout(0.5)]),
         lambda: [dense(), dense()],
         lambda: lambda x: x,
     ],
-    ids=["quantized", "relu", "dropout", "several", "a function"],
+    ids=["quantized", "subclass", "relu", "dropout", "several", "a function"],
 )
 def test_teachers_without_a_head_are_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match="`hidden_states` requires one"):
