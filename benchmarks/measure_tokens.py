@@ -1,14 +1,18 @@
-"""A step on language models with a large vocabulary, in chunks of tokens.
+"""Language models with a large vocabulary: steps in chunks, and recordings.
 
-Each side runs in a process of its own: the step on the logits of all tokens,
-and the step with `tokens_per_chunk`. Compared are the time of a step, and the
-peak memory as in `measure_memory.py`. Both models are an embedding whose
-weights are also the last layer, so nearly all of the step is their vocabulary.
+Each side of a step runs in a process of its own: the step on the logits of all
+tokens, and the step with `tokens_per_chunk`. Compared are the time of a step,
+and the peak memory as in `measure_memory.py`. Both models are an embedding
+whose weights are also the last layer, so nearly all of the step is their
+vocabulary.
+
+The time to record a token is that of further tokens, without the start.
 """
 
 import json
 import statistics
 import sys
+import tempfile
 import time
 
 import keras
@@ -20,6 +24,7 @@ from benchmarks.measure_memory import in_a_process
 from benchmarks.measure_memory import resident
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
+from keras_distill import record_teacher
 
 ROUNDS = 2
 STEPS = 3
@@ -61,6 +66,46 @@ def _row(title, goal, index, found):
         ],
         "samples": len(ratios),
     }
+
+
+def token_recording(smoke):
+    vocabulary, length = (512, 16) if smoke else (VOCABULARY, 64)
+    teacher = _language_model(vocabulary)
+    sides = {"hidden_states": True}, {"top_k": 16}
+    found = [
+        [_seconds_per_token(teacher, length, smoke, **side) for side in sides]
+        for _ in range(1 if smoke else 3)
+    ]
+    ratios = [one / other for one, other in found]
+    title = "recording a token: hidden states / `top_k=16`"
+    return [
+        {
+            "title": f"{title}, {VOCABULARY:,} tokens, width {WIDTH}",
+            "ratio": round(statistics.median(ratios), 4),
+            "low": round(min(ratios), 4),
+            "high": round(max(ratios), 4),
+            "tokens_per_second": [
+                round(1 / statistics.median(times)) for times in zip(*found)
+            ],
+            "samples": len(ratios),
+        }
+    ]
+
+
+def _seconds_per_token(teacher, length, smoke, **options):
+    # Long enough to time: with `top_k`, a token takes a hundred times as long.
+    few, many = 2, 4 if smoke else 34 if "top_k" in options else 2002
+    times = []
+    for count in (few, many):
+        x = np.random.default_rng(0).integers(0, 512, (count, length))
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            record_teacher(
+                teacher, x, folder, batch_size=2, verbose=0, **options
+            )
+            times.append(time.perf_counter() - start)
+    # Of so few tokens as the smoke run has, the start may take longer.
+    return max(times[1] - times[0], 1e-9) / ((many - few) * length)
 
 
 def peak_and_time(chunk, smoke):

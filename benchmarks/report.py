@@ -26,7 +26,7 @@ TABLES = {
     "Faster teachers": ("cheaper_teachers",),
     "Pruning, weight sharing and packing": ("compression", "packing"),
     "How the cost grows": ("batch_size", "teachers", "hints", "classes"),
-    "Language models": ("tokens",),
+    "Language models": ("tokens", "token_recording"),
     "Several processes": ("scaling", "teacher_variables"),
 }
 

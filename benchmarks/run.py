@@ -45,6 +45,7 @@ MEASUREMENTS = {
     "hints": measure_steps.hints,
     "classes": measure_steps.classes,
     "tokens": measure_tokens.tokens,
+    "token_recording": measure_tokens.token_recording,
     "scaling": measure_scaling.scaling,
     "teacher_variables": measure_scaling.teacher_variables,
 }

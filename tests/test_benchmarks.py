@@ -87,6 +87,7 @@ MEASUREMENTS = {
         "scaling",
         "teacher_variables",
         "tokens",
+        "token_recording",
     ),
 }
 

@@ -19,7 +19,6 @@ PAGES = sorted(
 # All other pages use what the suite tests on every backend, so they run on one.
 ON_EVERY_BACKEND = (
     "index",
-    "first-distillation",
     "many-devices-and-mixed-precision",
     "offline-distillation",
     "teachers-from-other-frameworks",
