@@ -71,13 +71,13 @@ def _row(title, goal, index, found):
 def token_recording(smoke):
     vocabulary, length = (512, 16) if smoke else (VOCABULARY, 64)
     teacher = _language_model(vocabulary)
-    sides = {"hidden_states": True}, {"top_k": 16}
+    sides = {"top_k": 16}, {"hidden_states": True}
     found = [
         [_seconds_per_token(teacher, length, smoke, **side) for side in sides]
         for _ in range(1 if smoke else 3)
     ]
     ratios = [one / other for one, other in found]
-    title = "recording a token: hidden states / `top_k=16`"
+    title = "recording a token: `top_k=16` / hidden states"
     return [
         {
             "title": f"{title}, {VOCABULARY:,} tokens, width {WIDTH}",
