@@ -15,6 +15,7 @@ errors of other types for damaged files.
 
 import argparse
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -150,7 +151,8 @@ class Recording:
 
     refusals = (ValueError, OSError)
 
-    def __init__(self):
+    def __init__(self, **options):
+        self.options = options
         self.x, self.y = images(8, size=4)
         self.augment = ConsistentAugment([layers.RandomFlip()])
         self.student = self.network()
@@ -169,8 +171,8 @@ class Recording:
             augment=self.augment,
             epochs=2,
             batch_size=4,
-            top_k=2,
             verbose=0,
+            **self.options,
         )
 
     def damage(self, folder, rng):
@@ -243,7 +245,8 @@ class Checkpoint:
 
 READERS = {
     "packed": PackedModel,
-    "recording": Recording,
+    "recording": functools.partial(Recording, top_k=2),
+    "hidden states": functools.partial(Recording, hidden_states=True),
     "checkpoint": Checkpoint,
 }
 

@@ -91,6 +91,10 @@ def _is_part(value):
     )
 
 
+def _is_above_0(value):
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
+
+
 def _is_head(value):
     return (
         _is_dict(
@@ -100,7 +104,7 @@ def _is_head(value):
         and all(_is_count(value[name]) for name in ("width", "classes"))
         and all(isinstance(value[name], bool) for name in ("bias", "softmax"))
         and value["dtype"] in ("float16", "bfloat16", "float32", "float64")
-        and isinstance(value["soft_cap"], (int, float, type(None)))
+        and (value["soft_cap"] is None or _is_above_0(value["soft_cap"]))
         and _is_count(value["checksum"], 0)
     )
 

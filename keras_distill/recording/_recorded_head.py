@@ -190,18 +190,17 @@ def read_head(folder: Any, manifest: dict) -> RecordedHead | None:
     entry = manifest["head"]
     if entry is None:
         return None
-    dtype = np.dtype(("<f4", (entry["classes"],)))
-    count = entry["width"] + entry["bias"]
-    begin = (folder.size(_FILE) or 0) - count * dtype.itemsize
+    count, classes = entry["width"] + entry["bias"], entry["classes"]
+    begin = (folder.size(_FILE) or 0) - 4 * count * classes
     # Dtype and shape are known, so the header of the file is not read.
     if 0 < begin < 4096:
-        row = np.dtype([("row", dtype)])
-        arrays = folder.rows(_FILE, row, begin, count)["row"]
+        dtype = np.dtype([("row", "<f4", (classes,))])
+        arrays = folder.rows(_FILE, dtype, begin, count)["row"]
         if zlib.crc32(np.ascontiguousarray(arrays).data) == entry["checksum"]:
             return RecordedHead(arrays, entry)
     raise ValueError(
         f"{_FILE} of the recording at {folder} is missing, incomplete or "
-        f"damaged. Expected: {count} rows of {entry['classes']} numbers with "
+        f"damaged. Expected: {count} rows of {classes} numbers with "
         f"the checksum {entry['checksum']}. Copy the recording again, or "
         "record again into an empty folder."
     )
