@@ -91,8 +91,8 @@ def _is_part(value):
     )
 
 
-def _is_above_0(value):
-    return isinstance(value, (int, float)) and 0 < value < float("inf")
+def _is_soft_cap(value):
+    return isinstance(value, (int, float)) and 0 < value < 1e9
 
 
 def _is_head(value):
@@ -104,7 +104,7 @@ def _is_head(value):
         and all(_is_count(value[name]) for name in ("width", "classes"))
         and all(isinstance(value[name], bool) for name in ("bias", "softmax"))
         and value["dtype"] in ("float16", "bfloat16", "float32", "float64")
-        and (value["soft_cap"] is None or _is_above_0(value["soft_cap"]))
+        and (value["soft_cap"] is None or _is_soft_cap(value["soft_cap"]))
         and _is_count(value["checksum"], 0)
     )
 
