@@ -53,17 +53,24 @@ def tokens(smoke):
 
 def _row(title, goal, index, found):
     whole, chunks = ([each[index] for each in found[c]] for c in (None, CHUNK))
-    ratios = [a / b for a, b in zip(chunks, whole)]
     unit = ("mebibytes", "seconds")[index]
     return {
         "title": title,
         "goal": goal,
-        "ratio": round(statistics.median(ratios), 4),
-        "low": round(min(ratios), 4),
-        "high": round(max(ratios), 4),
+        **_ratio(chunks, whole),
         unit: [
             round(statistics.median(values), 2) for values in (chunks, whole)
         ],
+    }
+
+
+def _ratio(ours, others):
+    """Return the median of ratios of pairs, their range and their number."""
+    ratios = [one / other for one, other in zip(ours, others)]
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "low": round(min(ratios), 4),
+        "high": round(max(ratios), 4),
         "samples": len(ratios),
     }
 
@@ -71,31 +78,30 @@ def _row(title, goal, index, found):
 def token_recording(smoke):
     vocabulary, length = (512, 16) if smoke else (VOCABULARY, 64)
     teacher = _language_model(vocabulary)
-    sides = {"top_k": 16}, {"hidden_states": True}
+    # Long enough to time: with `top_k`, a token takes a hundred times as long.
+    sides = (34, {"top_k": 16}), (2002, {"hidden_states": True})
     found = [
-        [_seconds_per_token(teacher, length, smoke, **side) for side in sides]
+        [
+            _seconds_per_token(teacher, length, 4 if smoke else count, options)
+            for count, options in sides
+        ]
         for _ in range(1 if smoke else 3)
     ]
-    ratios = [one / other for one, other in found]
+    top_k, hidden = zip(*found)
     title = "recording a token: `top_k=16` / hidden states"
     return [
         {
             "title": f"{title}, {VOCABULARY:,} tokens, width {WIDTH}",
-            "ratio": round(statistics.median(ratios), 4),
-            "low": round(min(ratios), 4),
-            "high": round(max(ratios), 4),
+            **_ratio(top_k, hidden),
             "tokens_per_second": [
-                round(1 / statistics.median(times)) for times in zip(*found)
+                round(1 / statistics.median(times)) for times in (top_k, hidden)
             ],
-            "samples": len(ratios),
         }
     ]
 
 
-def _seconds_per_token(teacher, length, smoke, **options):
-    # Long enough to time: with `top_k`, a token takes a hundred times as long.
-    few, many = 2, 4 if smoke else 34 if "top_k" in options else 2002
-    times = []
+def _seconds_per_token(teacher, length, many, options):
+    few, times = 2, []
     for count in (few, many):
         x = np.random.default_rng(0).integers(0, 512, (count, length))
         with tempfile.TemporaryDirectory() as folder:

@@ -181,11 +181,11 @@ def record_teacher(
     manifest = _storage.read_manifest(folder)
     if manifest is None:
         x = source.first_inputs()
-        described = describe_rows(step, x, header, head, batches)
-        manifest = {**header, **described}
+        manifest = {**header, **describe_rows(step, x, header, head, batches)}
     else:
         check_same_header(folder, manifest, header)
-    if head is not None:
+    # Parts may start at the same time: one of them writes the head of all.
+    if head is not None and (part is None or part[0] == 0):
         head.write(whole)
     manifest["epochs"] = max(epochs, manifest.get("epochs", 0))
     manifest["finished"] = False

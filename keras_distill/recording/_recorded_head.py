@@ -12,6 +12,7 @@ the file may come from anybody.
 """
 
 import functools
+import math
 import zlib
 from typing import Any
 
@@ -22,6 +23,7 @@ from keras import ops
 
 from keras_distill._graphs._head import split_head
 from keras_distill._typing import Tensor
+from keras_distill.recording import _storage
 
 _FILE = "head.npy"
 
@@ -60,9 +62,11 @@ class RecordedHead:
         return ops.convert_to_numpy(self(ops.convert_to_tensor(few), values))
 
     def write(self, folder: Any) -> None:
-        """Write the file to the folder of a recording, unless it is there."""
-        if folder.size(_FILE) is None:
-            folder.write(_FILE, lambda out: np.save(out, self._arrays))
+        """Write the file to the folder of a recording.
+
+        It replaces one that another teacher left, or that is damaged.
+        """
+        folder.write(_FILE, lambda out: np.save(out, self._arrays))
 
     def __call__(self, hidden: Tensor, values: list[Tensor]) -> Tensor:
         """Return the outputs `(..., classes)` for hidden states.
@@ -190,17 +194,13 @@ def read_head(folder: Any, manifest: dict) -> RecordedHead | None:
     entry = manifest["head"]
     if entry is None:
         return None
-    count, classes = entry["width"] + entry["bias"], entry["classes"]
-    begin = (folder.size(_FILE) or 0) - 4 * count * classes
-    # Dtype and shape are known, so the header of the file is not read.
-    if 0 < begin < 4096:
-        dtype = np.dtype([("row", "<f4", (classes,))])
-        arrays = folder.rows(_FILE, dtype, begin, count)["row"]
-        if zlib.crc32(np.ascontiguousarray(arrays).data) == entry["checksum"]:
-            return RecordedHead(arrays, entry)
-    raise ValueError(
-        f"{_FILE} of the recording at {folder} is missing, incomplete or "
-        f"damaged. Expected: {count} rows of {classes} numbers with "
-        f"the checksum {entry['checksum']}. Copy the recording again, or "
-        "record again into an empty folder."
+    shape = entry["width"] + entry["bias"], entry["classes"]
+    values = _storage.checked_rows(
+        folder,
+        _FILE,
+        np.dtype("<f4"),
+        folder.size(_FILE) or 0,
+        math.prod(shape),
+        entry["checksum"],
     )
+    return RecordedHead(values.reshape(shape), entry)

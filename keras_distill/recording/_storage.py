@@ -213,15 +213,14 @@ class Shards:
         if index in self._open:
             return self._open[index]
         folder, name, shard = self._shards[index]
-        # Dtype and shape are known, so the header of the file is not read.
-        begin = shard["bytes"] - shard["rows"] * self.dtype.itemsize
-        if begin < 0:
-            raise _unusable(folder, name, f"{shard['rows']} rows")
-        rows = folder.rows(name, self.dtype, begin, shard["rows"])
-        # Older recordings lack it.
-        expected = shard.get("checksum")
-        if expected is not None and zlib.crc32(rows.data) != expected:
-            raise _unusable(folder, name, f"checksum {expected}")
+        rows = checked_rows(
+            folder,
+            name,
+            self.dtype,
+            shard["bytes"],
+            shard["rows"],
+            shard.get("checksum"),  # Older recordings lack it.
+        )
         if len(self._open) == folder.max_shards:
             del self._open[next(iter(self._open))]
         self._open[index] = rows
@@ -253,9 +252,33 @@ def _name(index):
     return f"shard-{index:05d}.npy"
 
 
+def checked_rows(folder, name, dtype, size, count, checksum):
+    """Return the rows at the end of a file.
+
+    Dtype and number are known, so the header of the file is not read.
+
+    Args:
+        folder, name: where the file is.
+        dtype: dtype of a row.
+        size: int, the number of bytes of the file.
+        count: int, the number of rows.
+        checksum: the checksum of the rows, or `None`.
+
+    Raises:
+        ValueError: if the file is too short, or if the checksum differs.
+    """
+    begin = size - count * dtype.itemsize
+    if begin < 0:
+        raise _unusable(folder, name, f"{count} rows")
+    rows = folder.rows(name, dtype, begin, count)
+    if checksum is not None and zlib.crc32(rows.data) != checksum:
+        raise _unusable(folder, name, f"checksum {checksum}")
+    return rows
+
+
 def _unusable(folder, name, expected):
     return ValueError(
-        f"The shard {name} of the recording at {folder} is missing, incomplete "
+        f"The file {name} of the recording at {folder} is missing, incomplete "
         f"or damaged. Expected: {expected}. Copy the recording again, or "
         "record again into an empty folder."
     )

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 
 import keras
 import numpy as np
@@ -191,6 +190,27 @@ def test_parts_have_one_head(tmp_path):
     assert sorted(heads) == ["parts", "whole"]
 
 
+def test_the_head_of_another_teacher_is_replaced(tmp_path):
+    """A run that was killed before its manifest may have left one."""
+    record(reversible(), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    teacher = dense()
+    recording = record(teacher, tmp_path, seed=None)
+    np.testing.assert_allclose(
+        recording.outputs_in(recording.rows(0, 0))["output_0"],
+        teacher.predict(texts()[:3], verbose=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_parts_do_not_write_one_file(tmp_path):
+    record(dense(), tmp_path, part=(1, 2))
+    assert not (tmp_path / "head.npy").exists()
+    record(dense(), tmp_path, part=(0, 2))
+    assert (tmp_path / "head.npy").exists()
+
+
 def test_in_another_storage(tmp_path):
     url = "memory://hidden-states"
     recording = record(dense(), url)
@@ -282,12 +302,11 @@ def test_a_false_description_of_the_head_is_refused(tmp_path, changes):
 
 
 def test_recordings_of_before_have_no_head(tmp_path):
-    recording = record(dense(), tmp_path / "new", hidden_states=False)
-    shutil.copytree(tmp_path / "new", tmp_path / "old")
-    file = tmp_path / "old" / "manifest.json"
+    recording = record(dense(), tmp_path, hidden_states=False)
+    file = tmp_path / "manifest.json"
     manifest = json.loads(file.read_text())
     del manifest["head"], manifest["checksum"]
     file.write_text(json.dumps(manifest))
-    old = RecordedTeacher(tmp_path / "old")
+    old = RecordedTeacher(tmp_path)
     one, two = (r.outputs_in(r.rows(0, 0)) for r in (recording, old))
     np.testing.assert_array_equal(one["output_0"], two["output_0"])
