@@ -13,6 +13,7 @@ FOLDER holds cifar10.npz and cifar10_resnet56_state.npz.
 """
 
 import argparse
+import gc
 
 import cifar10
 import experiment
@@ -37,6 +38,9 @@ def reestimate(network, x, images=12_800, batch_size=128):
     """
     for begin in range(0, min(images, len(x)), batch_size):
         network(x[begin : begin + batch_size], training=True)
+        # On PyTorch, each call leaves its graph in a reference cycle: without
+        # this, a ResNet-56 takes 20 GB.
+        gc.collect()
 
 
 def the_whole(options):

@@ -403,4 +403,6 @@ def test_text_classifiers(run, tmp_path):
             (tmp_path / data / f"{split}.txt").write_text(lines)
     out = tmp_path / "rows.json"
     run("text_classifiers.py", "--smoke", "--data", tmp_path, "--out", out)
-    assert len(rows_of(out)) == 14
+    rows = {row["name"]: row["metrics"] for row in rows_of(out)}
+    assert len(rows) == 14
+    assert rows["trec, one of the teachers"]["litert_float32_ms"] > 0
