@@ -286,6 +286,83 @@ def attention_to_itself(x):
     return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
 
 
+@graph((7, 4), heads=2, cross=3, a=4)
+def attention_heads(x):
+    x = layers.LayerNormalization()(layers.Dense(8)(x))
+    # On JAX, Keras cannot compute values of another width than the keys.
+    width = 3 if BACKEND == "jax" else 5
+    x = x + layers.MultiHeadAttention(4, 3, width, name="heads")(x, x)
+    cross = layers.MultiHeadAttention(6, 2, use_bias=False, name="cross")
+    y = layers.Dense(4, name="kept")(x)
+    y = cross(y, x[:, :5], key=x[:, 2:], use_causal_mask=True)
+    return top_of_words(layers.Dense(8, "gelu", name="a")(y))
+
+
+@graph((4, 5, 6), heads=2)
+def attention_heads_in_two_dimensions(x):
+    heads = layers.MultiHeadAttention(
+        4, 3, output_shape=5, attention_axes=(1, 2), name="heads"
+    )
+    return layers.Dense(2)(layers.Flatten()(heads(x, x, key=x)))
+
+
+@graph((7, 4), a=3, heads=4)
+def attention_heads_with_scores(x):
+    x = layers.Dense(5)(layers.Dense(6, name="a")(x))
+    heads = layers.MultiHeadAttention(4, 3, name="heads")
+    x, scores = heads(x, x, return_attention_scores=True)
+    return [top_of_words(x), scores]
+
+
+def top_of_words(x):
+    return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
+
+
+# On JAX, Keras cannot compute it in float64.
+SIMPLE = {"dtype": "float32" if BACKEND == "jax" else None, "dropout": 0.2}
+
+
+@graph((7, 4), a=4, b=3, c=5, d=2)
+def recurrent(x):
+    x = layers.LSTM(8, return_sequences=True, name="a")(x)
+    y = layers.GRU(6, return_sequences=True, name="b")(x)
+    x = layers.Concatenate()([x, layers.ReLU()(y)])
+    x = layers.SimpleRNN(10, return_sequences=True, name="c", **SIMPLE)(x)
+    d = layers.GRU(4, "elu", reset_after=False, name="d", unroll=True)
+    return layers.Dense(2)(d(x))
+
+
+@graph((7,), words=3, a=4, b=4)
+def recurrent_residual_with_a_mask(x):
+    x = layers.Embedding(5, 6, mask_zero=True, name="words")(x)
+    x = layers.LSTM(8, return_sequences=True, use_bias=False, name="a")(x)
+    y = layers.LSTM(8, return_sequences=True, go_backwards=True, name="b")(x)
+    return layers.Dense(2)(layers.LSTM(2)(x + y))
+
+
+@graph((7, 4), forward_a=4, backward_a=4, forward_b=3, backward_c=3, top=2)
+def recurrent_in_both_directions(x):
+    inner = layers.LSTM(8, return_sequences=True, name="a")
+    x = layers.Bidirectional(inner)(x)
+    b = layers.GRU(6, name="b")
+    c = layers.LSTM(6, go_backwards=True, name="backward_c")
+    x = layers.Bidirectional(b, "sum", backward_layer=c)(x)
+    return layers.Dense(2, name="top")(x)
+
+
+@graph((7, 4), forward_a=8, b=8, c=8, d=3)
+def recurrent_layers_that_keep_their_units(x):
+    x = layers.Bidirectional(
+        layers.LSTM(8, "softmax", return_sequences=True, name="a")
+    )(x)
+    x = layers.LSTM(8, "softmax", return_sequences=True, name="b")(x)
+    x, state = layers.SimpleRNN(
+        8, return_sequences=True, return_state=True, name="c", **SIMPLE
+    )(x)
+    x = layers.GRU(8)(x, initial_state=state)
+    return layers.Dense(2)(layers.Dense(6, name="d")(x))
+
+
 @graph((7, 4), q=4, k=4, v=3)
 def attention_by_name(x):
     query = layers.Dense(8, name="q")(x)
@@ -389,7 +466,7 @@ def unknown_sizes(x):
 
 
 def width(layer):
-    names = ("filters", "units", "output_dim")
+    names = ("filters", "units", "output_dim", "num_heads")
     return next(getattr(layer, name) for name in names if hasattr(layer, name))
 
 
@@ -522,6 +599,70 @@ def test_l1_goes_over_the_whole_group():
     small = prune_channels(model, 0.6)
     np.testing.assert_array_equal(kernel(small, "a"), [[1.0]])
     np.testing.assert_array_equal(kernel(small, "b"), [[-7.0]])
+
+
+def test_l1_of_recurrent_units_goes_over_all_gates_and_both_kernels():
+    inputs = keras.Input((5, 2))
+    x = layers.GRU(3, use_bias=False, name="a")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    cell = model.get_layer("a").cell
+    # Columns: three gates of three units. Of all units, the sums are 4, 5, 3.
+    cell.kernel.assign([[1, 0, 1, 0, 0, 1, 1, 0, 0], [0] * 9])
+    recurrent = np.zeros((3, 9))
+    recurrent[:, [3, 1, 4, 8]] = [[1, 2, 0, 0], [1, 0, 3, 0], [0, 0, 0, -1]]
+    cell.recurrent_kernel.assign(recurrent)
+    small = prune_channels(model, 0.4).get_layer("a").cell
+    np.testing.assert_array_equal(
+        to_numpy(small.kernel), [[1, 0, 0, 0, 1, 0], [0] * 6]
+    )
+    kept = recurrent[np.ix_([0, 1], [0, 1, 3, 4, 6, 7])]
+    np.testing.assert_array_equal(to_numpy(small.recurrent_kernel), kept)
+
+
+def heads_and_directions():
+    inputs = keras.Input((7, 4))
+    x = layers.MultiHeadAttention(4, 3, name="heads")(inputs, inputs)
+    inner = layers.LSTM(6, name="lstm")
+    x = layers.Bidirectional(inner, name="both")(x)
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+@pytest.mark.parametrize(
+    "options, heads, forward, backward",
+    [
+        ({"ratio": 0.5}, 2, 3, 3),
+        ({"ratio": 0.5, "exclude": "heads"}, 4, 3, 3),
+        ({"ratio": 0.5, "exclude": "both"}, 2, 6, 6),
+        ({"ratio": 0.5, "exclude": "backward_lstm"}, 2, 6, 6),
+        ({"ratio": {"heads": 0.75, "both/forward_lstm": 0.5}}, 1, 3, 3),
+        ({"ratio": 0.99}, 1, 1, 1),
+    ],
+)
+def test_heads_and_directions_are_named(options, heads, forward, backward):
+    model = heads_and_directions()
+    small = prune_channels(model, **options)
+    both = small.get_layer("both")
+    assert small.get_layer("heads").num_heads == heads
+    assert both.forward_layer.units == forward
+    assert both.backward_layer.units == backward
+    again = keras.Model.from_config(small.get_config())
+    again.set_weights(small.get_weights())
+    x = reference.inputs_for(model)
+    np.testing.assert_array_equal(to_numpy(again(x)), to_numpy(small(x)))
+
+
+def test_heads_with_lora_and_stateful_layers_are_kept():
+    model = heads_and_directions()
+    model.get_layer("heads").query_dense.enable_lora(2)
+    small = prune_channels(model, 0.5)
+    assert small.get_layer("heads").num_heads == 4
+    assert small.get_layer("both").forward_layer.units == 3
+    inputs = keras.Input(batch_shape=(8, 7, 4))
+    x = layers.LSTM(6, stateful=True, name="a")(inputs)
+    x = layers.Dense(4, name="b")(x)
+    small = prune_channels(keras.Model(inputs, layers.Dense(2)(x)), 0.5)
+    assert small.get_layer("a").units == 6
+    assert small.get_layer("b").units == 2
 
 
 def test_batch_norm_keeps_the_largest_scales():

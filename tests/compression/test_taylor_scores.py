@@ -73,6 +73,38 @@ def test_nested_frozen_and_normalized_layers():
     assert small.count_params() < model.count_params()
 
 
+def test_heads_and_recurrent_units():
+    """Of a head whose output nobody reads, and of a unit, too."""
+    inputs = keras.Input((5, 4))
+    x = layers.MultiHeadAttention(3, 2, name="heads")(inputs, inputs)
+    lstm = layers.Bidirectional(layers.LSTM(4, name="lstm"), name="both")
+    model = keras.Model(inputs, layers.Dense(3)(lstm(x)))
+    output = model.get_layer("heads").output_dense.kernel
+    kernel = to_numpy(output).copy()
+    kernel[1] = 0
+    output.assign(kernel)
+    last = model.layers[-1].kernel
+    kernel = to_numpy(last).copy()
+    kernel[[2, 6]] = 0
+    last.assign(kernel)
+    for layer in (lstm.forward_layer, lstm.backward_layer):
+        recurrent = layer.cell.recurrent_kernel
+        kernel = to_numpy(recurrent).copy()
+        kernel[2] = 0
+        recurrent.assign(kernel)
+    x = np.random.default_rng(0).normal(size=(16, 5, 4)).astype("float32")
+    scores = taylor_scores(model, x, np.arange(16) % 3, loss=LOGITS)
+    assert (scores["heads"] == 0).tolist() == [False, True, False]
+    unread = [False, False, True, False]
+    for direction in ("forward", "backward"):
+        assert (scores[f"both/{direction}_lstm"] == 0).tolist() == unread
+    exact = {"heads": 0.34, "both/forward_lstm": 0.25}
+    small = prune_channels(model, exact, importance=scores)
+    np.testing.assert_allclose(
+        to_numpy(small(x)), to_numpy(model(x)), rtol=0, atol=1e-6
+    )
+
+
 def test_a_loss_that_is_not_finite_is_refused():
     x, y = vectors()
     x[0] = np.nan

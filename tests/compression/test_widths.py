@@ -76,8 +76,22 @@ def test_a_sequential_model_with_another_inside():
     found = compare_widths(model, pruned).to_dict()
     assert found == {
         "backbone/words": (8, 8),
-        "backbone/memory": (4, 4),
+        "backbone/memory": (4, 2),
         "hidden": (6, 3),
+        "top": (2, 2),
+    }
+
+
+def test_heads_and_both_directions():
+    inputs = keras.Input((7, 4))
+    x = layers.MultiHeadAttention(4, 3, name="heads")(inputs, inputs)
+    x = layers.Bidirectional(layers.GRU(6, name="gru"), name="both")(x)
+    model = keras.Model(inputs, layers.Dense(2, name="top")(x))
+    pruned = prune_channels(model, {"heads": 0.5, "backward_gru": 0.5})
+    assert compare_widths(model, pruned).to_dict() == {
+        "heads": (4, 2),
+        "both/forward_gru": (6, 3),
+        "both/backward_gru": (6, 3),
         "top": (2, 2),
     }
 

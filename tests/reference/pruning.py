@@ -25,7 +25,7 @@ RANGES = {
 
 def scores(layer):
     """Return scores of channels that depend only on the layer's name."""
-    for name in ("filters", "units", "output_dim"):
+    for name in ("filters", "units", "output_dim", "num_heads"):
         if hasattr(layer, name):
             seed = zlib.crc32(layer.name.encode())
             generator = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ returns. So an unknown layer makes the pruned model larger, but never wrong.
 The rules of the layers are in `_layer_rules.py`.
 """
 
+import operator
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
@@ -43,16 +44,39 @@ class Made(NamedTuple):
     """The channels that a layer makes.
 
     Attributes:
-        weight: the attribute of the layer with the kernel that makes them.
-        axis: the axis of the kernel that they lie on.
+        weights: the attributes of the layer with the kernels that make them.
+        axis: the axis of the kernels that they lie on.
         numbers: the numbers of the channels.
         setting: the key of their count in the config, such as `"filters"`.
+        copies: how often the channels repeat on the axis: once for each gate of
+            a recurrent layer.
     """
 
-    weight: str
+    weights: tuple[str, ...]
     axis: int
     numbers: np.ndarray
     setting: str
+    copies: int = 1
+
+    def sums(
+        self,
+        layer: keras.layers.Layer,
+        values_of: Callable[[keras.Variable], np.ndarray],
+    ) -> np.ndarray:
+        """Return the sum over the entries of the kernels for each channel.
+
+        Args:
+            layer: the layer.
+            values_of: a function that takes a kernel and returns an array of
+                its shape.
+        """
+        total = np.zeros(len(self.numbers))
+        for weight in self.weights:
+            values = values_of(operator.attrgetter(weight)(layer))
+            rows = np.moveaxis(values, self.axis, 0)
+            rows = rows.reshape(self.copies, len(total), -1)
+            total = total + rows.sum(axis=(0, 2))
+        return total
 
 
 # A function `(coupling, node, read)`; see `_layer_rules.py`.
@@ -98,10 +122,11 @@ class Coupling:
     def make(
         self,
         layer: keras.layers.Layer,
-        weight: str,
+        weights: tuple[str, ...],
         axis: int,
         count: int,
         setting: str,
+        copies: int = 1,
     ) -> np.ndarray:
         """Return the numbers of the channels that a layer makes.
 
@@ -111,9 +136,12 @@ class Coupling:
             start = len(self._parents)
             numbers = np.arange(start, start + count)
             self._parents.extend(numbers.tolist())
-            self.made[layer] = Made(weight, axis, numbers, setting)
+            self.made[layer] = Made(weights, axis, numbers, setting, copies)
+            if layer in self.excluded:
+                self.join(numbers, np.zeros_like(numbers))
         numbers = self.made[layer].numbers
-        self.cut(layer, weight, axis, numbers)
+        for weight in weights:
+            self.cut(layer, weight, axis, np.tile(numbers, copies))
         return numbers
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:

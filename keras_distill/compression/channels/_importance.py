@@ -1,6 +1,5 @@
 """The importance of each channel: from weights, or given by the user."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 from typing import TypeAlias
@@ -50,9 +49,7 @@ def score_channels(
 
 def _by_kernels(coupling):
     for layer, made in coupling.made.items():
-        kernel = _numpy(operator.attrgetter(made.weight)(layer))
-        rows = np.moveaxis(np.abs(kernel), made.axis, 0)
-        yield made.numbers, rows.reshape(len(rows), -1).sum(axis=1)
+        yield made.numbers, made.sums(layer, lambda w: np.abs(_numpy(w)))
 
 
 def _by_scales(coupling):

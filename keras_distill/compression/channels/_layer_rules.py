@@ -17,9 +17,9 @@ It returns the `Channels` of the output tensor: their axis and their numbers.
 returns `None`, so `return coupling.pin(channels)` does both.
 
 A rule for one input takes `(coupling, layer, tensor, channels)`: the input
-tensor and its `Channels` (or `None`). A merging rule takes `(coupling, node,
-read)`: the call of the layer, and the `Channels` (or `None`) of each tensor in
-`node.input_tensors`.
+tensor and its `Channels` (or `None`). A mask of time steps is no input. A
+merging rule takes `(coupling, node, read)`: the call of the layer, and the
+`Channels` (or `None`) of each tensor in `node.input_tensors`.
 
 Example, for a layer that multiplies each channel by one weight:
 
@@ -33,12 +33,13 @@ Example, for a layer that multiplies each channel by one weight:
 Rules are found by the exact class, because a subclass may compute something
 else. A layer without a rule keeps all its channels. Some layers have no rule on
 purpose: layers whose outputs change with the set of channels (softmax,
-LayerNormalization), grouped convolutions and recurrent layers.
+LayerNormalization) and grouped convolutions.
 
 Test a new rule in `tests/compression/test_channels.py`: add a model with the
 layer there.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,12 +50,16 @@ from keras import layers
 from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
 from keras_distill._graphs._elementwise import is_elementwise_operation
+from keras_distill._graphs._walk import has_float_kernel
 from keras_distill.compression._models import has_ungrouped_float_kernel
 from keras_distill.compression.channels._coupling import Channels
 from keras_distill.compression.channels._coupling import Rule
 
 _RULES: dict[type, Callable] = {}  # for layers with one input tensor
 _MERGING_RULES: dict[type, Rule] = {}  # for layers with several input tensors
+
+# The gates of recurrent layers, whose weights lie side by side in each kernel.
+_GATES = {layers.GRU: 3, layers.LSTM: 4, layers.SimpleRNN: 1}
 
 _TRANSPOSED = (
     layers.Conv1DTranspose,
@@ -74,14 +79,25 @@ def rule_for(node: Any) -> Rule | None:
         return None
     if not isinstance(operation, layers.Layer):
         return _merge if is_elementwise_operation(operation) else None
-    if len(node.input_tensors) > 1:
+    if len(_without_mask(node)) > 1:
         return _MERGING_RULES.get(type(operation))
     rule = _RULES.get(type(operation))
     if rule is None or not has_ungrouped_float_kernel(operation):
         return None
-    return lambda coupling, node, read: rule(
-        coupling, operation, *node.input_tensors, *read
-    )
+    return functools.partial(_apply, rule)
+
+
+def _without_mask(node):
+    """Return the input tensors of a call, without its mask of time steps."""
+    mask = node.arguments.kwargs.get("mask")
+    return [tensor for tensor in node.input_tensors if tensor is not mask]
+
+
+def _apply(rule, coupling, node, read):
+    # The tensor is the first argument, and the mask a keyword.
+    first, *masks = read
+    coupling.pin(*masks)
+    return rule(coupling, node.operation, node.input_tensors[0], first)
 
 
 def _rule(*classes, rules=_RULES):
@@ -125,7 +141,7 @@ def _dense_or_convolution(coupling, layer, tensor, channels):
     coupling.cut(layer, "kernel", input_axis, read)
     setting = "units" if type(layer) is layers.Dense else "filters"
     count = getattr(layer, setting)
-    made = coupling.make(layer, "kernel", output_axis, count, setting)
+    made = coupling.make(layer, ("kernel",), output_axis, count, setting)
     coupling.cut(layer, "bias", 0, made)
     return _activated(coupling, layer, axis, made)
 
@@ -150,7 +166,7 @@ def _separable_convolution(coupling, layer, tensor, channels):
     coupling.cut(layer, "depthwise_kernel", -2, read)
     coupling.cut(layer, "pointwise_kernel", -2, between)
     made = coupling.make(
-        layer, "pointwise_kernel", -1, layer.filters, "filters"
+        layer, ("pointwise_kernel",), -1, layer.filters, "filters"
     )
     coupling.cut(layer, "bias", 0, made)
     return _activated(coupling, layer, axis, made)
@@ -167,8 +183,66 @@ def _activated(coupling, layer, axis, numbers):
 def _embedding(coupling, layer, tensor, channels):
     """The columns of the embedding matrix are the channels."""
     coupling.pin(channels)
-    made = coupling.make(layer, "embeddings", 1, layer.output_dim, "output_dim")
+    made = coupling.make(
+        layer, ("embeddings",), 1, layer.output_dim, "output_dim"
+    )
     return Channels(len(tensor.shape), made)
+
+
+@_rule(*_GATES)
+def _recurrent(coupling, layer, tensor, channels):
+    """The units of a recurrent layer, which read all units of the last step."""
+    if not _unit_by_unit(layer):
+        return coupling.pin(channels)
+    read = coupling.along(2, tensor, channels)
+    return Channels(_rank(layer) - 1, _units(coupling, layer, read))
+
+
+@_rule(layers.Bidirectional)
+def _bidirectional(coupling, layer, tensor, channels):
+    """Two recurrent layers: Keras requires as many units in both directions."""
+    both = layer.forward_layer, layer.backward_layer
+    if not all(type(x) in _GATES and _unit_by_unit(x) for x in both):
+        return coupling.pin(channels)
+    read = coupling.along(2, tensor, channels)
+    units, backward = (_units(coupling, x, read) for x in both)
+    coupling.join(units, backward)
+    if layer.merge_mode == "concat":
+        units = np.concatenate([units, backward])
+    return Channels(_rank(layer) - 1, units)
+
+
+def _unit_by_unit(layer):
+    """Return whether a recurrent layer computes each unit on its own.
+
+    The state of a stateful layer is not copied.
+    """
+    activations = layer.activation, getattr(layer, "recurrent_activation", None)
+    return not layer.stateful and all(
+        is_elementwise(activation) for activation in activations if activation
+    )
+
+
+def _rank(layer):
+    return 3 if layer.return_sequences else 2
+
+
+def _units(coupling, layer, read):
+    """Return the units of a recurrent layer; each gate has weights for all."""
+    gates = _GATES[type(layer)]
+    made = coupling.make(
+        layer,
+        ("cell.kernel", "cell.recurrent_kernel"),
+        -1,
+        layer.units,
+        "units",
+        copies=gates,
+    )
+    coupling.cut(layer, "cell.kernel", 0, read)
+    coupling.cut(layer, "cell.recurrent_kernel", 0, made)
+    if layer.use_bias:
+        coupling.cut(layer, "cell.bias", -1, np.tile(made, gates))
+    return made
 
 
 @_rule(layers.BatchNormalization)
@@ -370,6 +444,22 @@ def _concatenate(coupling, node, read):
     if len(axes) != 1 or None in read:
         return coupling.pin(*read)
     return _joined(coupling, read)
+
+
+@_merging_rule(layers.MultiHeadAttention)
+def _multi_head_attention(coupling, node, read):
+    """The heads are channels inside the layer. No other layer reads them."""
+    layer = node.operation
+    projections = "query_dense", "key_dense", "value_dense"
+    kernels = tuple(f"{projection}.kernel" for projection in projections)
+    inner = layer.output_dense, *(getattr(layer, x) for x in projections)
+    if all(map(has_float_kernel, inner)):
+        heads = coupling.make(layer, kernels, -2, layer.num_heads, "num_heads")
+        if layer.query_dense.bias is not None:
+            for projection in projections:
+                coupling.cut(layer, f"{projection}.bias", -2, heads)
+        coupling.cut(layer, "output_dense.kernel", 0, heads)
+    return coupling.pin(*read)
 
 
 @_merging_rule(layers.Attention)

@@ -36,24 +36,27 @@ def prune_channels(
 ) -> keras.Model:
     """Return a copy of a model without its least important channels.
 
-    Filters of convolutions and units of Dense layers are removed, with all
-    weights that depend on them. Channels that are added or multiplied can only
-    be removed together. A *group* is the set of channels that the same layers
-    make. In each group, the share `ratio` with the lowest scores is removed,
-    rounded to a whole number. At least one channel is kept. With `macs`,
-    `parameters` or `bytes`, as few channels are removed as the limit allows.
+    Filters of convolutions, units of Dense and recurrent layers and heads of
+    MultiHeadAttention are removed, with all weights that depend on them.
+    Channels that are added or multiplied can only be removed together. A
+    *group* is the set of channels that the same layers make. In each group, the
+    share `ratio` with the lowest scores is removed, rounded to a whole number.
+    At least one channel is kept. With `macs`, `parameters` or `bytes`, as few
+    channels are removed as the limit allows.
 
     The copy computes what `model` computes if the removed channels are zero
     wherever they are read. Usually it is trained again; see
     [the how-to](../how-to/prune-channels.md).
 
     Channels are followed through convolutions (plain, transposed, depthwise,
-    separable), Dense, Embedding, BatchNormalization, PReLU, activations,
-    dropout, pooling, padding, cropping, upsampling, Flatten, Reshape, Permute,
-    RepeatVector, Concatenate, Attention, and sums, products and other merges
-    with broadcasting, as layers or as operators; also in nested models and
-    shared layers. All other layers keep the channels that they read and return,
-    such as LayerNormalization, softmax, grouped convolutions, recurrent layers
+    separable), Dense, Embedding, LSTM, GRU and SimpleRNN (also in
+    Bidirectional), MultiHeadAttention (its heads), BatchNormalization, PReLU,
+    activations, dropout, pooling, padding, cropping, upsampling, Flatten,
+    Reshape, Permute, RepeatVector, Concatenate, Attention, and sums, products
+    and other merges with broadcasting, as layers or as operators; also in
+    nested models and shared layers. All other layers keep the channels that
+    they read and return, such as LayerNormalization, softmax, grouped
+    convolutions, recurrent layers that are stateful or get or return a state,
     and custom layers. The inputs and outputs of the model keep all channels
     too. `compare_widths` shows what was removed.
 
@@ -71,7 +74,8 @@ def prune_channels(
             and `bytes`.
         importance: the score of a channel.
             `"l1"`: the sum of the absolute weights of its filter, over all
-            layers of the group.
+            layers of the group; of a recurrent unit, over its gates and both
+            kernels; of a head, over its queries, keys and values.
             `"batch_norm"`: the sum of the absolute scales `gamma` of the
             BatchNormalizations of the channel.
             The scores that `taylor_scores` returns, from data.

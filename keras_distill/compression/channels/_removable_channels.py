@@ -89,8 +89,7 @@ def _pruned_copy(model, coupling, kept):
 
     def replace(layer):
         config = _smaller_config(layer, coupling, kept)
-        cuts = coupling.cuts.get(layer, {})
-        if config or not all(kept[numbers].all() for numbers in cuts.values()):
+        if config or _is_cut(layer, coupling, kept):
             return [new_layer(layer, **config)]
         return None
 
@@ -102,8 +101,24 @@ def _pruned_copy(model, coupling, kept):
     copy = copier.copy(model)
     for layer, (new,) in copier.replaced.items():
         copy_trainable_flags(layer, new)
-        _copy_kept_slices(layer, new, coupling.cuts.get(layer, {}), kept)
+        _copy_kept_slices(layer, new, _cuts_inside(layer, coupling), kept)
     return copy
+
+
+def _cuts_inside(layer, coupling):
+    """Return `[(variable, axis, numbers)]` of a layer and the layers in it."""
+    if not isinstance(layer, keras.layers.Layer):  # An operation has none.
+        return []
+    return [
+        (operator.attrgetter(weight)(inner), axis, numbers)
+        for inner in layers_inside(layer)
+        for (weight, axis), numbers in coupling.cuts.get(inner, {}).items()
+    ]
+
+
+def _is_cut(layer, coupling, kept):
+    cuts = _cuts_inside(layer, coupling)
+    return not all(kept[numbers].all() for *_, numbers in cuts)
 
 
 def _smaller_config(layer, coupling, kept):
@@ -116,7 +131,26 @@ def _smaller_config(layer, coupling, kept):
         shape, channels = coupling.shapes[layer]
         if not kept[channels.numbers].all():
             return {"target_shape": _smaller_shape(shape, channels, 1, kept)}
+    if type(layer) is keras.layers.Bidirectional and _is_cut(
+        layer, coupling, kept
+    ):
+        return _smaller_directions(layer, coupling, kept)
     return {}
+
+
+def _smaller_directions(layer, coupling, kept):
+    """Return the changes in the config of a Bidirectional."""
+    changes = {}
+    for key, inner in (
+        ("layer", layer.forward_layer),
+        ("backward_layer", layer.backward_layer),
+    ):
+        direction = layer.get_config()[key]
+        direction["config"] |= _smaller_config(inner, coupling, kept)
+        # It has the number of features that the original layer reads.
+        del direction["build_config"]
+        changes[key] = direction
+    return changes
 
 
 def _smaller_shape(shape, channels, offset, kept):
@@ -129,8 +163,7 @@ def _smaller_shape(shape, channels, offset, kept):
 
 def _copy_kept_slices(layer, new, cuts, kept):
     cuts_of = collections.defaultdict(list)
-    for (weight, axis), numbers in cuts.items():
-        variable = operator.attrgetter(weight)(layer)
+    for variable, axis, numbers in cuts:
         cuts_of[id(variable)].append((axis, np.flatnonzero(kept[numbers])))
     for old, smaller in zip(layer.variables, new.variables):
         value = ops.convert_to_numpy(old)

@@ -1,6 +1,5 @@
 """`taylor_scores`: what a loss would gain or lose without each channel."""
 
-import operator
 from typing import Any
 
 import keras
@@ -89,9 +88,8 @@ def taylor_scores(
         paths.setdefault(layer, path)
     scores = {}
     for layer, made in couple(copy, rule_for, set()).made.items():
-        total = sums[id(operator.attrgetter(made.weight)(layer))]
-        rows = np.moveaxis(total, made.axis, 0)
-        scores[paths[layer]] = rows.reshape(len(rows), -1).sum(axis=1)
+        total = made.sums(layer, lambda weight: sums[id(weight)])
+        scores[paths[layer]] = total.astype("float32")
         if not np.isfinite(scores[paths[layer]]).all():
             raise ValueError(
                 "The loss or its gradient is NaN or infinite, so it gives no "

@@ -10,7 +10,7 @@ from keras_distill.compression._models import layers_of
 from keras_distill.compression._models import student_of
 
 # The attributes with the number of channels that a layer makes.
-_SETTINGS = ("filters", "units", "output_dim")
+_SETTINGS = ("filters", "units", "output_dim", "num_heads")
 
 
 class Widths:
@@ -56,8 +56,9 @@ def compare_widths(model: keras.Model, pruned: keras.Model) -> Widths:
 
     The result is a table: `print` it, or let a notebook display it as the last
     line of a cell. It has a row for each layer that makes channels
-    (convolutions, Dense, Embedding and recurrent layers), and the numbers of
-    parameters. Layers are matched by their path, such as `"backbone/conv_1"`.
+    (convolutions, Dense, Embedding, recurrent layers, and the heads of a
+    MultiHeadAttention), and the numbers of parameters. Layers are matched by
+    their path, such as `"backbone/conv_1"`.
 
     Models from `factorize` and `separate` can be compared too. A layer that
     only one of the models has shows "-" for the other.
@@ -118,10 +119,20 @@ def _widths_of(model):
     for path, layer in layers_by_path(model):
         first_path.setdefault(layer, path)
     widths = {}
-    for layer in layers_of(model):
+    for layer in _makers(model):
         width = next(
             (getattr(layer, s) for s in _SETTINGS if hasattr(layer, s)), None
         )
         if isinstance(width, int):
             widths[first_path[layer]] = width
     return widths
+
+
+def _makers(model):
+    """Yield the layers that may make channels: of a Bidirectional, both."""
+    for layer in layers_of(model):
+        if isinstance(layer, keras.layers.Bidirectional):
+            yield layer.forward_layer
+            yield layer.backward_layer
+        else:
+            yield layer
