@@ -162,7 +162,13 @@ def test_the_student_alone_takes_text_as_well():
     distiller = Distiller(student=student, teacher=teacher)
     distiller.compile("adam", ClassicKD(), metrics=["accuracy"])
     distiller.fit(TEXTS, LABELS, epochs=2, verbose=0)
-    assert distiller.student.predict(TEXTS, verbose=0).shape == (12, 2)
+    expected = distiller.student.predict(TEXTS, verbose=0)
+    assert expected.shape == (12, 2)
+    dataset = tf.data.Dataset.from_tensor_slices(TEXTS).batch(5)
+    tokens = student.preprocessor(TEXTS)
+    for text in (TEXTS, np.array(TEXTS), dataset, tokens):
+        outputs = distiller.predict(text, verbose=0)
+        np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-6)
 
 
 def test_other_vocabularies_are_refused():

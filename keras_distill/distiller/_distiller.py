@@ -42,6 +42,7 @@ from keras_distill.distiller._on_policy import on_policy_of
 from keras_distill.distiller._step_data import StepInputs
 from keras_distill.distiller._step_data import outputs_and_features
 from keras_distill.distiller._teacher_metrics import without_teacher_metrics
+from keras_distill.distiller._text import tokenized
 from keras_distill.distiller._token_chunks import token_chunks
 from keras_distill.losses import Hint
 from keras_distill.recording import RecordedTeacher
@@ -79,8 +80,8 @@ class Distiller(keras.Model):
         student_preprocessing: layer or callable applied to the view before the
             student alone, in training and inference: rescaling, resizing,
             picking an input. `None` for none; of a KerasHub image task, its own
-            `preprocessor` is then used. Of a text task, `fit()` and
-            `evaluate()` apply the student's own `preprocessor` to text.
+            `preprocessor` is then used. Of a text task, `fit()`, `evaluate()`
+            and `predict()` apply the student's own `preprocessor` to text.
         teacher_preprocessing: the same before the teacher alone.
         teacher_dtype: `"bfloat16"` or `"float16"` to run the teacher in that
             precision; `None` for its own.
@@ -203,21 +204,24 @@ class Distiller(keras.Model):
             self.test_function = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Keras and PyTorch track every model that is assigned to an attribute:
-        # the teacher would get optimizer slots and a place in checkpoints. No
-        # explicit method can prevent that, because both of them intercept the
-        # plain assignment `distiller.teacher = model`.
+        """Set an attribute; only the teacher is not tracked.
+
+        Keras and PyTorch track every model that is assigned to an attribute:
+        the teacher would get optimizer slots and a place in checkpoints. No
+        explicit method can prevent that, because both of them intercept the
+        plain assignment `distiller.teacher = model`.
+        """
         if name == "teacher":
             object.__setattr__(self, name, value)  # calls the setter above
         else:
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        # Keras saves every model that it finds by `dir()`, properties included.
+        """Keras saves every model that it finds here, properties included."""
         return [name for name in super().__dir__() if name != "teacher"]
 
     def _track_projectors(self):
-        # Keras tracks, trains and saves the layers in an attribute.
+        """Keras tracks, trains and saves the layers in an attribute."""
         self.projectors = self._features.projectors
 
     @property
@@ -356,6 +360,11 @@ class Distiller(keras.Model):
             logs = super().evaluate(**arguments)
         _processes.end(self)
         return self._checked(logs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens, _, _ = tokenized(self.student, x, None, None)
+        return super().predict(tokens, *args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         return self._checked(super().train_on_batch(*args, **kwargs))

@@ -195,7 +195,7 @@ def _recurrent(coupling, layer, tensor, channels):
     if not _unit_by_unit(layer):
         return coupling.pin(channels)
     read = coupling.along(2, tensor, channels)
-    return Channels(_rank(layer) - 1, _units(coupling, layer, read))
+    return Channels(1 + layer.return_sequences, _units(coupling, layer, read))
 
 
 @_rule(layers.Bidirectional)
@@ -209,7 +209,7 @@ def _bidirectional(coupling, layer, tensor, channels):
     coupling.join(units, backward)
     if layer.merge_mode == "concat":
         units = np.concatenate([units, backward])
-    return Channels(_rank(layer) - 1, units)
+    return Channels(1 + layer.return_sequences, units)
 
 
 def _unit_by_unit(layer):
@@ -221,10 +221,6 @@ def _unit_by_unit(layer):
     return not layer.stateful and all(
         is_elementwise(activation) for activation in activations if activation
     )
-
-
-def _rank(layer):
-    return 3 if layer.return_sequences else 2
 
 
 def _units(coupling, layer, read):
