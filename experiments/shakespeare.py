@@ -9,15 +9,19 @@ student has one block of width 64, about a tenth of the parameters.
 - "labels and teacher": `ClassicKD` with half of its weight on the labels.
 - "sequence-level": cross-entropy with text that the teacher generated once, as
   much as one epoch of the text itself.
+- "on-policy": "forward", but in half of the batches the student itself
+  continues the first eight characters, and the teacher scores what it wrote.
 
 The teacher is recorded once for each seed, and all students of a seed replay
-the same windows. Per seed, all students have the same initial weights,
-optimizer and number of steps. Settings were fixed beforehand.
+the same windows. Only "on-policy" asks the teacher itself. Per seed, all
+students have the same initial weights, optimizer and number of steps. Settings
+were fixed beforehand.
 
     python experiments/shakespeare.py --data FOLDER \\
         --out experiments/results/shakespeare.json
 
-The backend is Keras's: `KERAS_BACKEND=jax`.
+`--only NAME` trains one kind of student. The backend is Keras's:
+`KERAS_BACKEND=jax`.
 """
 
 import argparse
@@ -89,7 +93,15 @@ def fit(model, loss, data, options):
     model.compile(keras.optimizers.AdamW(rate, weight_decay=0.01), loss)
     size = None if isinstance(model, Distiller) else BATCH  # as recorded
     verbose = 2 if options.verbose else 0
-    model.fit(*data, batch_size=size, shuffle=False, verbose=verbose)
+    x, y, weights = (*data, None)[:3]
+    model.fit(
+        x,
+        y,
+        sample_weight=weights,
+        batch_size=size,
+        shuffle=False,
+        verbose=verbose,
+    )
 
 
 def cross_entropy():
@@ -141,22 +153,34 @@ def run_seed(seed, teacher, texts, kinds, options, rows):
     generator = np.random.default_rng(seed)
     data = windows(train, options.epochs, generator)
     students = {"alone": (data, cross_entropy())}
+    for name, loss in METHODS.items():
+        students[name] = data, loss
+    shown = np.concatenate(
+        [generator.permutation(written) for _ in range(options.epochs)]
+    )
+    shown = inputs_of(shown[:, :-1]), shown[:, 1:]
+    students["sequence-level"] = shown, cross_entropy()
+    counts = np.ones(data[1].shape, "float32")
+    counts[:, : PROMPT - 1] = 0  # The student continues the rest.
+    students["on-policy"] = (*data, counts), FunctionMatching()
     with tempfile.TemporaryDirectory() as folder:
-        recording = record_teacher(
-            teacher, data[0], folder, batch_size=BATCH, seed=seed, verbose=0
-        )
-        for name, loss in METHODS.items():
-            students[name] = data, loss
-        shown = np.concatenate(
-            [generator.permutation(written) for _ in range(options.epochs)]
-        )
-        shown = inputs_of(shown[:, :-1]), shown[:, 1:]
-        students["sequence-level"] = shown, cross_entropy()
+        if options.only is None or options.only in METHODS:
+            recording = record_teacher(
+                teacher, data[0], folder, batch_size=BATCH, seed=seed, verbose=0
+            )
         for name, (shown, loss) in students.items():
+            if options.only not in (None, name):
+                continue
             keras.utils.set_random_seed(seed)
             student = model = gpt(64, 1, kinds)
             if name in METHODS:
                 model = Distiller(student=student, teacher=recording)
+            elif name == "on-policy":
+                sampler = keras_hub.samplers.RandomSampler(seed=seed)
+                student.compile(sampler=sampler)
+                model = Distiller(
+                    student=student, teacher=teacher, on_policy=0.5
+                )
             fit(model, loss, shown, options)
             rows.setdefault(name, []).append(bits(student, test))
             print(f"seed {seed}, {name}: {rows[name][-1]:.4f}", flush=True)
@@ -170,6 +194,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--teacher-epochs", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a few windows")
+    parser.add_argument("--only", help="one kind of student")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, help="results as JSON")
     options = parser.parse_args()

@@ -391,7 +391,7 @@ def test_shakespeare(run, tmp_path):
     out = tmp_path / "rows.json"
     run("shakespeare.py", "--smoke", "--data", tmp_path, "--out", out)
     rows = {row["name"]: row["metrics"] for row in rows_of(out)}
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert rows["teacher"]["parameters"] > 4 * rows["alone"]["parameters"]
 
 
