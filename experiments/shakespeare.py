@@ -155,11 +155,12 @@ def run_seed(seed, teacher, texts, kinds, options, rows):
     students = {"alone": (data, cross_entropy())}
     for name, loss in METHODS.items():
         students[name] = data, loss
-    shown = np.concatenate(
-        [generator.permutation(written) for _ in range(options.epochs)]
-    )
-    shown = inputs_of(shown[:, :-1]), shown[:, 1:]
-    students["sequence-level"] = shown, cross_entropy()
+    if written is not None:
+        shown = np.concatenate(
+            [generator.permutation(written) for _ in range(options.epochs)]
+        )
+        shown = inputs_of(shown[:, :-1]), shown[:, 1:]
+        students["sequence-level"] = shown, cross_entropy()
     counts = np.ones(data[1].shape, "float32")
     counts[:, : PROMPT - 1] = 0  # The student continues the rest.
     students["on-policy"] = (*data, counts), FunctionMatching()
@@ -207,7 +208,10 @@ def main():
     fit(teacher, cross_entropy(), data, options)
     rows = {"teacher": [bits(teacher, test)]}
     print(f"teacher: {rows['teacher'][0]:.4f}", flush=True)
-    texts = train, test, generated(teacher, train)
+    written = None
+    if options.only in (None, "sequence-level"):
+        written = generated(teacher, train)
+    texts = train, test, written
     for seed in range(options.seeds):
         student = run_seed(seed, teacher, texts, kinds, options, rows)
     for name, values in rows.items():
