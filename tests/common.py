@@ -1,5 +1,7 @@
 """What several tests share: small models, data, and gradients."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import layers
@@ -152,6 +154,24 @@ class Tied(layers.Layer):
 
     def call(self, inputs):
         return keras.ops.matmul(inputs, keras.ops.transpose(self.other.kernel))
+
+
+@contextlib.contextmanager
+def in_float64():
+    """Let new models compute in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    if BACKEND == "jax":
+        import jax
+        import jax.experimental
+
+        # It was experimental in JAX 0.4.
+        enable = getattr(jax, "enable_x64", None)
+        with (enable or jax.experimental.enable_x64)(True):
+            yield
+    else:
+        yield
+    keras.config.set_floatx("float32")
 
 
 def with_tied_layers():

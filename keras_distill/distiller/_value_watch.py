@@ -89,9 +89,10 @@ class ValueWatch:
         return _finite(output)
 
     def _count_not_finite(self, output):
-        finite = ops.isfinite(ops.cast(output, "float32"))
-        axes = tuple(range(1, len(output.shape)))
-        rows = ops.all(finite, axis=axes) if axes else finite
+        rows = ops.isfinite(ops.cast(output, "float32"))
+        # Keras 3.14 cannot reduce several axes at once on PyTorch.
+        while len(rows.shape) > 1:
+            rows = ops.all(rows, axis=-1)
         bad = ops.logical_not(rows)
         self.count(_NOT_FINITE, ops.sum(ops.cast(bad, "float32")))
 

@@ -103,8 +103,10 @@ def mask_of(weights: Tensor | None, feature: Tensor) -> Tensor:
 
 def any_place(mask: Tensor) -> Tensor:
     """Return which samples have a place that counts, bool `(batch,)`."""
-    axes = tuple(range(1, len(mask.shape)))
-    return ops.any(mask, axis=axes) if axes else mask
+    # Keras 3.14 cannot reduce several axes at once on PyTorch.
+    while len(mask.shape) > 1:
+        mask = ops.any(mask, axis=-1)
+    return mask
 
 
 def flat(feature: Tensor, mask: Tensor) -> Tensor:

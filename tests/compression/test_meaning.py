@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import in_float64
 from common import to_numpy
 from keras import layers
 from reference import pruning as reference
@@ -23,16 +24,8 @@ RANK = 3
 
 @pytest.fixture(autouse=True)
 def precision():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    if BACKEND == "jax":
-        import jax
-
-        with jax.enable_x64(True):
-            yield
-    else:
+    with in_float64():
         yield
-    keras.config.set_floatx("float32")
 
 
 def conv(width, name, window=3, **options):
