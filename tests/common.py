@@ -161,17 +161,22 @@ def in_float64():
     """Let new models compute in float64."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    if BACKEND == "jax":
-        import jax
-        import jax.experimental
-
-        # It was experimental in JAX 0.4.
-        enable = getattr(jax, "enable_x64", None)
-        with (enable or jax.experimental.enable_x64)(True):
+    try:
+        with _long_floats():
             yield
-    else:
-        yield
-    keras.config.set_floatx("float32")
+    finally:
+        keras.config.set_floatx("float32")
+
+
+def _long_floats():
+    if BACKEND != "jax":
+        return contextlib.nullcontext()
+    import jax
+    import jax.experimental
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64(True)  # JAX 0.4
 
 
 def with_tied_layers():
