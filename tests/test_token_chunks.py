@@ -179,7 +179,7 @@ def test_one_output_per_sample():
         model,
         lambda: model(9, 1),
         LOSSES["labels"],
-        (x, y[:, 0], None),
+        ((x / WORDS).astype("float32"), y[:, 0], None),
         chunk=3,
     )
 
