@@ -11,6 +11,7 @@ from keras import ops
 from keras import tree
 
 from keras_distill.losses._most_probable import MostProbable
+from keras_distill.losses._relational_loss import any_place
 from keras_distill.losses._value_checks import bad_labels
 from keras_distill.losses._value_checks import contradicts
 
@@ -89,11 +90,8 @@ class ValueWatch:
         return _finite(output)
 
     def _count_not_finite(self, output):
-        rows = ops.isfinite(ops.cast(output, "float32"))
-        # Keras 3.14 cannot reduce several axes at once on PyTorch.
-        while len(rows.shape) > 1:
-            rows = ops.all(rows, axis=-1)
-        bad = ops.logical_not(rows)
+        finite = ops.isfinite(ops.cast(output, "float32"))
+        bad = any_place(ops.logical_not(finite))
         self.count(_NOT_FINITE, ops.sum(ops.cast(bad, "float32")))
 
     def check_loss(self, loss):

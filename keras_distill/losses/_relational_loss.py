@@ -102,7 +102,7 @@ def mask_of(weights: Tensor | None, feature: Tensor) -> Tensor:
 
 
 def any_place(mask: Tensor) -> Tensor:
-    """Return which samples have a place that counts, bool `(batch,)`."""
+    """Return which samples are true at any place, bool `(batch,)`."""
     # Keras 3.14 cannot reduce several axes at once on PyTorch.
     while len(mask.shape) > 1:
         mask = ops.any(mask, axis=-1)

@@ -88,10 +88,11 @@ def _pruned_copy(model, coupling, kept):
     """Return a copy of the model with the kept channels only."""
 
     def replace(layer):
+        is_cut = _is_cut(layer, coupling, kept)
+        if not is_cut and layer not in coupling.shapes:
+            return None
         config = _smaller_config(layer, coupling, kept)
-        if config or _is_cut(layer, coupling, kept):
-            return [new_layer(layer, **config)]
-        return None
+        return [new_layer(layer, **config)] if is_cut or config else None
 
     def shape_of(tensor):
         channels = coupling.inputs.get(id(tensor))
@@ -131,9 +132,7 @@ def _smaller_config(layer, coupling, kept):
         shape, channels = coupling.shapes[layer]
         if not kept[channels.numbers].all():
             return {"target_shape": _smaller_shape(shape, channels, 1, kept)}
-    if type(layer) is keras.layers.Bidirectional and _is_cut(
-        layer, coupling, kept
-    ):
+    if type(layer) is keras.layers.Bidirectional:
         return _smaller_directions(layer, coupling, kept)
     return {}
 
