@@ -43,11 +43,11 @@ def classifier(depth=1, words=WORDS, width=8):
     )
 
 
-def gpt(width):
+def gpt(width, more=()):
     keras.utils.set_random_seed(width)
     letters = sorted({letter for text in TEXTS for letter in text})
     letters = ["Ġ" if letter == " " else letter for letter in letters]
-    vocabulary = ["<|endoftext|>", *letters, "oo"]
+    vocabulary = ["<|endoftext|>", *more, *letters, "oo"]
     tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary={word: i for i, word in enumerate(vocabulary)},
         merges=["o o"],

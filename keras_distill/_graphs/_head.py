@@ -54,20 +54,24 @@ class Head:
         """
         mapping = list(zip(self.variables, values))
         with keras.StatelessScope(state_mapping=mapping):
-            for call in self._calls:
-                args, kwargs = call.arguments.fill_in(
-                    {id(call.input_tensors[0]): hidden}
-                )
-                hidden = call.operation(*args, **kwargs)
+            return self.apply(hidden)
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """Return the outputs for hidden states, which may be symbolic."""
+        for call in self._calls:
+            args, kwargs = call.arguments.fill_in(
+                {id(call.input_tensors[0]): hidden}
+            )
+            hidden = call.operation(*args, **kwargs)
         return hidden
 
 
 def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     """Return the model up to its last hidden states, and its head.
 
-    The head is a `Dense` or a `ReversibleEmbedding`, and activations that
-    follow it, none of them with an activity regularizer. Both parts share the
-    layers of the model.
+    The head is a `Dense` or a `ReversibleEmbedding`, and what follows it:
+    activations, and layers that say `acts_on_last_axis = True`. None of them
+    has an activity regularizer. Both parts share the layers of the model.
 
     Args:
         model: a Keras model.
@@ -78,7 +82,7 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     if not has_graph(model) or len(model.outputs) != 1:
         return None
     calls = [node_of(model.outputs[0])]
-    while _is_activation(calls[0]):
+    while _acts_on_last_axis(calls[0]):
         calls.insert(0, node_of(calls[0].input_tensors[0]))
     operations = [call.operation for call in calls]
     if not isinstance(operations[0], _LAST_LAYERS) or any(
@@ -91,11 +95,13 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     return body, Head(calls, hidden)
 
 
-def _is_activation(call):
+def _acts_on_last_axis(call):
     """Return whether a call changes each place of one tensor on its own."""
     operation = call.operation
     if len(call.input_tensors) != 1:
         return False
+    if getattr(operation, "acts_on_last_axis", False):
+        return True
     if isinstance(operation, layers.Softmax):
         return operation.axis == -1
     if isinstance(operation, layers.Activation):

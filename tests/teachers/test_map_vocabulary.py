@@ -9,6 +9,7 @@ from test_text import LABELS
 from test_text import TEXTS
 from test_text import WORDS
 from test_text import classifier
+from test_text import gpt
 from test_text_models import masked_words
 
 from keras_distill import ClassicKD
@@ -63,6 +64,20 @@ def test_words_that_only_the_student_has():
     distiller = Distiller(student=student, teacher=mapped)
     distiller.compile("sgd", FunctionMatching())
     assert np.isfinite(distiller.evaluate(TEXTS, verbose=0)).all()
+
+
+def test_a_few_tokens_at_a_time():
+    teacher, losses = gpt(16, more=["Q", "X"]), []
+    for tokens_per_chunk in (None, 5):
+        student = gpt(8)
+        distiller = Distiller(
+            student=student,
+            teacher=map_vocabulary(teacher, student),
+            tokens_per_chunk=tokens_per_chunk,
+        )
+        distiller.compile("sgd", FunctionMatching())
+        losses.append(distiller.evaluate(TEXTS, verbose=0))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 # Tasks of KerasHub do not keep how they were compiled.
