@@ -2,12 +2,22 @@
 
 import contextlib
 
+import hypothesis
 import keras
 import numpy as np
 from keras import layers
 
 BACKEND = keras.backend.backend()
 CLASSES = 5
+
+
+def examples(number):
+    """Return a number of generated examples, or the share of each backend.
+
+    Args:
+        number: int, the number without `--share-parameters`.
+    """
+    return number * hypothesis.settings().max_examples // 42
 
 
 def to_numpy(values):

@@ -28,10 +28,10 @@ import keras
 import pytest
 
 # The first example of a test compiles, which takes longer than any deadline.
-hypothesis.settings.register_profile(
-    "suite", deadline=None, derandomize=True, max_examples=40
-)
-hypothesis.settings.load_profile("suite")
+for _profile, _examples in (("all", 42), ("share", 14)):
+    hypothesis.settings.register_profile(
+        _profile, deadline=None, derandomize=True, max_examples=_examples
+    )
 
 # What was imported stays: no collection of garbage need look through it.
 gc.freeze()
@@ -44,11 +44,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--share-parameters",
         action="store_true",
-        help="divide the parameters of each test among the three backends",
+        help="divide the parameters of each test among the three backends, "
+        "and run a third of the generated examples",
     )
 
 
 def pytest_configure(config):
+    share = config.getoption("share_parameters")
+    hypothesis.settings.load_profile("share" if share else "all")
     for marker in (
         "one_backend(name): does not depend on the backend, so it runs on one",
         "all_parameters: is never divided by --share-parameters",

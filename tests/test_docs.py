@@ -17,6 +17,7 @@ PAGES = sorted(
 
 # The code of these pages depends on the backend, or is what users try first.
 # All other pages use what the suite tests on every backend, so they run on one.
+# This is JAX if they train for long; else PyTorch, which does not compile.
 ON_EVERY_BACKEND = (
     "index",
     "many-devices-and-mixed-precision",
@@ -24,12 +25,14 @@ ON_EVERY_BACKEND = (
     "teachers-from-other-frameworks",
     "write-your-own",
 )
+TRAINS_LONG = ("first-distillation",)
 
 
 def page_of(path):
     marks = ()
     if path.stem not in ON_EVERY_BACKEND:
-        marks = pytest.mark.one_backend("torch")
+        backend = "jax" if path.stem in TRAINS_LONG else "torch"
+        marks = pytest.mark.one_backend(backend)
     return pytest.param(path, id=path.stem, marks=marks)
 
 

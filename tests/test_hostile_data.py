@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import examples
 from common import mlp
 from common import same_weights
 from common import to_numpy
@@ -101,7 +102,7 @@ PIXELS = {
     one_hot=st.booleans(),
     seed=st.integers(0, 99),
 )
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=examples(150))
 def test_batches_of_all_kinds_have_the_right_loss(
     shape, size, dtype, constant, loss, classes, label_dtype, one_hot, seed
 ):
@@ -135,7 +136,7 @@ LABELS = {
     method=st.sampled_from(["train_on_batch", "test_on_batch"]),
     seed=st.integers(0, 99),
 )
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=examples(40))
 def test_labels_that_cannot_be_are_refused(kind, row, method, seed):
     value, one_hot = LABELS[kind]
     generator = np.random.default_rng(seed)
@@ -161,7 +162,7 @@ def test_labels_that_cannot_be_are_refused(kind, row, method, seed):
     training=st.booleans(),
     seed=st.integers(0, 99),
 )
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=examples(60))
 def test_pixels_that_are_not_finite_are_refused(
     value, shape, batch, row, place, training, seed
 ):
@@ -187,7 +188,7 @@ def test_pixels_that_are_not_finite_are_refused(
     batch=st.integers(0, 3),
     where=st.sampled_from(["labels", "weights", "student"]),
 )
-@hypothesis.settings(max_examples=24)
+@hypothesis.settings(max_examples=examples(24))
 def test_a_loss_that_is_not_finite_is_reported(value, batch, where):
     """What no teacher and no check of classes can find."""
     x, _ = vectors(8, inputs=3)
@@ -211,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_reported(value, batch, where):
     batch=st.integers(0, 3),
     rows=st.integers(1, 2),
 )
-@hypothesis.settings(max_examples=24)
+@hypothesis.settings(max_examples=examples(24))
 def test_a_teacher_that_is_not_finite_on_one_batch(value, batch, rows):
     """It is reported, and the student has learned from the other rows only."""
     x, _ = vectors(8, inputs=3)
@@ -237,7 +238,7 @@ def test_a_teacher_that_is_not_finite_on_one_batch(value, batch, rows):
     constant=st.booleans(),
     seed=st.integers(0, 99),
 )
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=examples(20))
 def test_mixed_batches_down_to_one(size, alpha, pixels, constant, seed):
     """A batch of one is mixed with itself, so it stays as it is."""
     generator = np.random.default_rng(seed)
@@ -276,7 +277,7 @@ def test_mixed_batches_down_to_one(size, alpha, pixels, constant, seed):
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     seed=st.integers(0, 99),
 )
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=examples(25))
 def test_batches_of_unequal_sizes_count_by_their_size(sizes, seed):
     generator = np.random.default_rng(seed)
     x = np.float32(generator.normal(size=(sum(sizes), 3)))
@@ -303,7 +304,7 @@ class Broken(Exception):
     kind=st.sampled_from(["generator", "PyDataset"]),
     training=st.booleans(),
 )
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=examples(20))
 def test_a_source_that_raises_midway(good, kind, training):
     """Its error arrives, and the student has trained on what came before."""
     x, y = vectors(2 * 5, inputs=3)
@@ -340,7 +341,7 @@ def test_a_source_that_raises_midway(good, kind, training):
 @hypothesis.given(
     batches=st.integers(1, 3), epochs=st.integers(2, 3), size=st.integers(1, 2)
 )
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=examples(12))
 def test_a_source_that_ends_early(batches, epochs, size):
     """Keras warns, and the epochs that had data have the right loss."""
     x, y = vectors(batches * size, inputs=3)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from common import BACKEND
 from common import cnn
+from common import examples
 from common import images
 from common import mlp
 from common import to_numpy
@@ -63,7 +64,7 @@ def tensors(draw):
 
 
 @hypothesis.given(tensors())
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(200))
 def test_any_tensor_comes_back(words):
     round_trip(words)
 
