@@ -760,6 +760,8 @@ def test_distiller_and_student_are_exported_after_fit(tmp_path):
     distiller.fit(x, verbose=0)
     kind = {"format": "tf_saved_model"}
     if BACKEND == "torch":
+        if keras.__version__.startswith("3.14."):
+            pytest.skip("Keras 3.14 has no format for models on PyTorch.")
         kind = {"format": "torch"}
     for name, model in (("d", distiller), ("s", distiller.student)):
         path = tmp_path / (f"{name}.pt2" if BACKEND == "torch" else name)
