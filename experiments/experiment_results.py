@@ -13,6 +13,8 @@ import numpy as np
 import results_schema
 from matplotlib.figure import Figure
 
+from keras_distill import compare
+
 # What a command shows in place of this machine's folders.
 PUBLIC = {"--data": "FOLDER", "--workdir": "RUNS"}
 
@@ -55,6 +57,19 @@ def report(name, network, scored, options, teacher=None):
         f"{name}: {metrics['accuracy']:.2%} of the "
         f"{split_of(options.validation)} images."
     )
+
+
+def litert_files(networks, test):
+    """Return `{name: figures of its LiteRT files}`."""
+    comparison = compare(networks, test, litert=("float32", "dynamic_int8"))
+    return {
+        name: {
+            key: figure
+            for key, figure in figures.items()
+            if key.startswith("litert_")
+        }
+        for name, figures in comparison.to_dict().items()
+    }
 
 
 def row_of(name, options, metrics, **settings):

@@ -12,6 +12,8 @@ student has one block of width 64, about a tenth of the parameters.
 - "on-policy": "forward", but in half of the batches the student itself
   continues the first eight characters, and the teacher scores what it wrote.
 
+A LiteRT file is written of the first student of "forward", and of the teacher.
+
 The teacher is recorded once for each seed, and all students of a seed replay
 the same windows. Only "on-policy" asks the teacher itself. Per seed, all
 students have the same initial weights, optimizer and number of steps. Settings
@@ -123,6 +125,21 @@ def bits(model, text):
     return float(logs["loss"]) / math.log(2)
 
 
+def litert_files(networks, text):
+    """Return `{name: figures of its LiteRT files}`, for windows of text."""
+    count = (len(text) - 1) // TIME
+    rows = text[np.arange(count)[:, None] * TIME + np.arange(TIME + 1)]
+    fixed = {}
+    for name, network in networks.items():
+        # A file has inputs of one length.
+        inputs = {
+            key: keras.Input((TIME,), dtype="int32", name=key)
+            for key in ("token_ids", "padding_mask")
+        }
+        fixed[name] = keras.Model(inputs, network(inputs))
+    return results.litert_files(fixed, (inputs_of(rows[:, :-1]), rows[:, 1:]))
+
+
 def generated(teacher, text):
     """Return windows that the teacher wrote, after a few characters of text."""
     teacher.compile(sampler=keras_hub.samplers.RandomSampler(seed=1))
@@ -149,6 +166,8 @@ METHODS = {
 
 
 def run_seed(seed, teacher, texts, kinds, options, rows):
+    """Add the bits of all students to rows, and return the students."""
+    trained = {}
     train, test, written = texts
     generator = np.random.default_rng(seed)
     data = windows(train, options.epochs, generator)
@@ -173,7 +192,7 @@ def run_seed(seed, teacher, texts, kinds, options, rows):
             if options.only not in (None, name):
                 continue
             keras.utils.set_random_seed(seed)
-            student = model = gpt(64, 1, kinds)
+            trained[name] = student = model = gpt(64, 1, kinds)
             if name in METHODS:
                 model = Distiller(student=student, teacher=recording)
             elif name == "on-policy":
@@ -185,7 +204,7 @@ def run_seed(seed, teacher, texts, kinds, options, rows):
             fit(model, loss, shown, options)
             rows.setdefault(name, []).append(bits(student, test))
             print(f"seed {seed}, {name}: {rows[name][-1]:.4f}", flush=True)
-    return student
+    return trained
 
 
 def main():
@@ -212,12 +231,17 @@ def main():
     if options.only in (None, "sequence-level"):
         written = generated(teacher, train)
     texts = train, test, written
+    networks = {"teacher": teacher}
     for seed in range(options.seeds):
-        student = run_seed(seed, teacher, texts, kinds, options, rows)
+        students = run_seed(seed, teacher, texts, kinds, options, rows)
+        networks = {**students, **networks}  # The first seed stays.
+    files = {}
+    if "forward" in networks:
+        compared = {name: networks[name] for name in ("teacher", "forward")}
+        files = litert_files(compared, test)
     for name, values in rows.items():
         print(f"{name:20} {np.mean(values):.3f} ± {np.std(values):.3f}")
     if options.out:
-        counts = {"teacher": teacher.count_params()}
         results_schema.write(
             [
                 results.row_of(
@@ -225,7 +249,8 @@ def main():
                     options,
                     {
                         "bits_per_character": values,
-                        "parameters": counts.get(name, student.count_params()),
+                        "parameters": networks[name].count_params(),
+                        **files.get(name, {}),
                     },
                     model=name,
                 )

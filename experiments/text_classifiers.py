@@ -36,7 +36,6 @@ from keras import layers
 from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
-from keras_distill import compare
 
 WORDS = 40  # of a sentence
 COPIES = 10
@@ -168,19 +167,6 @@ def run_seed(seed, train, test, words, classes, options):
     return scores, {TEACHER: teachers[0], name: student}
 
 
-def litert_files(networks, test):
-    """Return `{name: figures of its LiteRT files}`."""
-    comparison = compare(networks, test, litert=("float32", "dynamic_int8"))
-    return {
-        name: {
-            key: figure
-            for key, figure in figures.items()
-            if key.startswith("litert_")
-        }
-        for name, figures in comparison.to_dict().items()
-    }
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=pathlib.Path, required=True)
@@ -198,7 +184,7 @@ def main():
         runs = [run_seed(seed, *data, options) for seed in range(options.seeds)]
         networks = runs[0][1]
         teacher, student = (n.count_params() for n in networks.values())
-        files = litert_files(networks, data[1])
+        files = results.litert_files(networks, data[1])
         for method in runs[0][0]:
             scores = [scores[method] for scores, _ in runs]
             print(

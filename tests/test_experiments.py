@@ -393,6 +393,10 @@ def test_shakespeare(run, tmp_path):
     rows = {row["name"]: row["metrics"] for row in rows_of(out)}
     assert len(rows) == 8
     assert rows["teacher"]["parameters"] > 4 * rows["alone"]["parameters"]
+    of_files = [
+        rows[name]["litert_float32_bytes"] for name in ("teacher", "forward")
+    ]
+    assert of_files[0] > 2 * of_files[1]
 
 
 def test_text_classifiers(run, tmp_path):
