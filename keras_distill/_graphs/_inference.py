@@ -62,6 +62,24 @@ def infer(model: keras.Model) -> Inference:
     return Inference(inputs, calls, _follow(model, inputs, calls))
 
 
+def calls_for(
+    operation: keras.Operation, inputs: keras.KerasTensor
+) -> list[Call]:
+    """Return the calls that an operation makes for inputs.
+
+    Args:
+        operation: a layer, a model or another operation.
+        inputs: a symbolic tensor of batch size 1.
+    """
+    calls: list[Call] = []
+    if has_graph(operation):
+        _follow(operation, [inputs], calls)
+    else:
+        outputs = operation.compute_output_spec(inputs)
+        calls.append(Call(operation, ((inputs,), {}), tree.flatten(outputs)))
+    return calls
+
+
 def _follow(graph, inputs, calls):
     """Return the outputs of a graph, and append its calls to `calls`."""
     known = {id(old): new for old, new in zip(graph.inputs, inputs)}

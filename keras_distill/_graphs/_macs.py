@@ -16,12 +16,14 @@ from collections.abc import Iterable
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 from keras import layers
 from keras import ops
 
 from keras_distill._graphs._elementwise import is_elementwise_layer
 from keras_distill._graphs._elementwise import is_of_keras
+from keras_distill._graphs._inference import calls_for
 
 
 class Macs(NamedTuple):
@@ -172,6 +174,28 @@ def _bidirectional(call):
     return None if None in (forward, backward) else forward + backward
 
 
+def _time_distributed(call):
+    """Return the products of one step, for each step."""
+    tensor = call.inputs[0]
+    one_step = keras.KerasTensor((1, *tensor.shape[2:]), tensor.dtype)
+    products = []
+    for inner in calls_for(call.operation.layer, one_step):
+        found = _products(inner)
+        if found is None:
+            return None
+        products += [(kernel, tensor.shape[1] * at) for kernel, at in found]
+    return products
+
+
+def _reversible_embedding(call):
+    layer = call.operation
+    if not _arguments(call).get("reverse"):
+        return []
+    tied = layer.tie_weights
+    kernel = layer.embeddings if tied else layer.reverse_embeddings
+    return [(kernel, math.prod(call.inputs[0].shape[:-1]))]
+
+
 def _dot(call):
     axes = call.operation.axes
     first = axes if isinstance(axes, int) else axes[0]
@@ -209,9 +233,11 @@ _RULES = {
     layers.Normalization: _nothing,
     layers.PReLU: _nothing,
     layers.RMSNormalization: _nothing,
+    layers.ReversibleEmbedding: _reversible_embedding,
     layers.SeparableConv1D: _separable_convolution,
     layers.SeparableConv2D: _separable_convolution,
     layers.SimpleRNN: _recurrent,
+    layers.TimeDistributed: _time_distributed,
 }
 _UNCOUNTED = (
     "AdditiveAttention",
@@ -222,7 +248,6 @@ _UNCOUNTED = (
     "DotProductAttention",
     "Einsum",
     "Inner",
-    "ReversibleEmbedding",
     "SeparableConv",
     "Tensordot",
 )

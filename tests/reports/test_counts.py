@@ -101,6 +101,35 @@ def test_macs_of_recurrent_layers():
     assert macs_of(model).all == both + 5 * 3 * 3 * (8 + 3) + 5 * 2 * (3 + 2)
 
 
+def test_macs_of_layers_and_models_applied_to_each_step():
+    inputs = keras.Input((5, 8, 8, 3))
+    network = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(4, 3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2),
+        ]
+    )
+    x = layers.TimeDistributed(network)(inputs)
+    x = layers.TimeDistributed(layers.Dense(7))(x)
+    model = keras.Model(inputs, x)
+    of_a_step = 36 * 9 * 3 * 4 + 4 * 2 + 2 * 7
+    assert macs_of(model).all == 5 * of_a_step
+    x = layers.TimeDistributed(Unknown(name="own"), name="each")(x)
+    model = keras.Model(inputs, x)
+    assert macs_of(model).uncounted == ["each (TimeDistributed)"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_macs_of_an_embedding_that_is_also_the_last_layer(tied):
+    inputs = keras.Input((5,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(11, 3, tie_weights=tied)
+    x = layers.Dense(3)(embedding(inputs))
+    model = keras.Model(inputs, embedding(x, reverse=True))
+    assert macs_of(model).all == 5 * (3 * 3 + 3 * 11)
+
+
 def test_macs_of_products_of_tensors():
     first, second = keras.Input((5, 6)), keras.Input((6, 4))
     for product in (
@@ -134,6 +163,9 @@ class Unknown(layers.Layer):
 
     def call(self, inputs):
         return inputs * self.scale
+
+    def compute_output_shape(self, shape):
+        return shape
 
 
 def test_layers_that_cannot_be_counted_are_named():
