@@ -535,6 +535,10 @@ GOLDEN_WEIGHTS = {
 }
 
 
+@pytest.mark.skipif(
+    keras.__version__.startswith("3.14."),
+    reason="Keras 3.14 cannot read the config, which Keras 3.15 wrote.",
+)
 def test_what_an_older_version_packed_is_read(tmp_path):
     (tmp_path / "golden").write_bytes(base64.b64decode(GOLDEN))
     model = unpack(tmp_path / "golden")

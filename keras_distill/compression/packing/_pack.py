@@ -324,7 +324,9 @@ def _model_of(text, version, size, verb, changed=lambda config: config):
             f"The model cannot be {verb}: Keras cannot build a model from its "
             "config. Custom layers must be registered, or passed by "
             "`keras.saving.custom_object_scope`. A `Lambda` has code, which is "
-            f"not stored: replace it. Received: {error}"
+            "not stored: replace it. A config of a newer version of Keras may "
+            f"have what Keras {keras.__version__} does not know: update it. "
+            f"Received: {error}"
         ) from error
 
 
