@@ -186,7 +186,7 @@ def _long_floats():
 
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    return jax.experimental.enable_x64(True)  # JAX 0.4
+    return jax.experimental.enable_x64(True)  # JAX 0.7
 
 
 def with_tied_layers():
