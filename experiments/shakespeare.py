@@ -110,14 +110,18 @@ def cross_entropy():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def bits(model, text):
-    """Return the bits per character of text, in windows of their own."""
+def scored(text):
+    """Return `(inputs, labels)`: text in windows of their own."""
     count = (len(text) - 1) // TIME
     rows = text[np.arange(count)[:, None] * TIME + np.arange(TIME + 1)]
+    return inputs_of(rows[:, :-1]), rows[:, 1:]
+
+
+def bits(model, text):
+    """Return the bits per character of text."""
     model.compile(loss=cross_entropy())
     logs = model.evaluate(
-        inputs_of(rows[:, :-1]),
-        rows[:, 1:],
+        *scored(text),
         batch_size=BATCH,
         verbose=0,
         return_dict=True,
@@ -127,8 +131,6 @@ def bits(model, text):
 
 def litert_files(networks, text):
     """Return `{name: figures of its LiteRT files}`, for windows of text."""
-    count = (len(text) - 1) // TIME
-    rows = text[np.arange(count)[:, None] * TIME + np.arange(TIME + 1)]
     fixed = {}
     for name, network in networks.items():
         # A file has inputs of one length.
@@ -137,7 +139,7 @@ def litert_files(networks, text):
             for key in ("token_ids", "padding_mask")
         }
         fixed[name] = keras.Model(inputs, network(inputs))
-    return results.litert_files(fixed, (inputs_of(rows[:, :-1]), rows[:, 1:]))
+    return results.litert_files(fixed, scored(text))
 
 
 def generated(teacher, text):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import IS_KERAS_3_14
 from common import cnn
 from common import images
 from common import mlp
@@ -760,7 +761,7 @@ def test_distiller_and_student_are_exported_after_fit(tmp_path):
     distiller.fit(x, verbose=0)
     kind = {"format": "tf_saved_model"}
     if BACKEND == "torch":
-        if keras.__version__.startswith("3.14."):
+        if IS_KERAS_3_14:
             pytest.skip("Keras 3.14 has no format for models on PyTorch.")
         kind = {"format": "torch"}
     for name, model in (("d", distiller), ("s", distiller.student)):

@@ -193,12 +193,9 @@ def test_losses_of_layers_and_regularisers_are_added():
     distiller = frozen(student, mlp(16), classic())
     kernel = student.get_layer("hidden").get_weights()[0].astype("float64")
     features = x @ kernel
-    # Before Keras 3.14, activity regularisers were sums over the batch.
-    version = tuple(map(int, keras.__version__.split(".")[:2]))
-    per_batch = len(x) if version >= (3, 14) else 1
     added = (
         0.1 * np.sum(kernel**2)
-        + 0.01 * np.sum(np.abs(features)) / per_batch
+        + 0.01 * np.sum(np.abs(features)) / len(x)
         + 0.5 * np.mean(features**2)
     )
     for logs in (

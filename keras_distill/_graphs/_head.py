@@ -29,7 +29,7 @@ class Head:
     """
 
     def __init__(self, calls: list[Any], hidden: keras.KerasTensor) -> None:
-        self._calls, self.hidden = calls, hidden
+        self.calls, self.hidden = calls, hidden
         self.operations = [call.operation for call in calls]
         self.output = calls[-1].output_tensors[0]
         found = {
@@ -54,15 +54,11 @@ class Head:
         """
         mapping = list(zip(self.variables, values))
         with keras.StatelessScope(state_mapping=mapping):
-            return self.apply(hidden)
-
-    def apply(self, hidden: Tensor) -> Tensor:
-        """Return the outputs for hidden states, which may be symbolic."""
-        for call in self._calls:
-            args, kwargs = call.arguments.fill_in(
-                {id(call.input_tensors[0]): hidden}
-            )
-            hidden = call.operation(*args, **kwargs)
+            for call in self.calls:
+                args, kwargs = call.arguments.fill_in(
+                    {id(call.input_tensors[0]): hidden}
+                )
+                hidden = call.operation(*args, **kwargs)
         return hidden
 
 
@@ -71,7 +67,8 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
 
     The head is a `Dense` or a `ReversibleEmbedding`, and what follows it:
     activations, and layers that say `acts_on_last_axis = True`. None of them
-    has an activity regularizer. Both parts share the layers of the model.
+    has an activity regularizer. All of it may be inside a nested model. Both
+    parts share the layers of the model.
 
     Args:
         model: a Keras model.
@@ -85,12 +82,20 @@ def split_head(model: keras.Model) -> tuple[keras.Model, Head] | None:
     while _acts_on_last_axis(calls[0]):
         calls.insert(0, node_of(calls[0].input_tensors[0]))
     operations = [call.operation for call in calls]
-    if not isinstance(operations[0], _LAST_LAYERS) or any(
-        getattr(operation, "activity_regularizer", None)
-        for operation in operations
-    ):
+    if any(getattr(o, "activity_regularizer", None) for o in operations):
         return None
-    (hidden,) = calls[0].input_tensors
+    if isinstance(operations[0], keras.Model):
+        parts = split_head(operations[0])
+        if parts is None:
+            return None
+        inner_body, inner_head = parts
+        args, kwargs = calls[0].arguments.args, calls[0].arguments.kwargs
+        hidden = inner_body(*args, **kwargs)
+        calls[:1] = inner_head.calls
+    elif isinstance(operations[0], _LAST_LAYERS):
+        (hidden,) = calls[0].input_tensors
+    else:
+        return None
     body = keras.Model(_outputs.known_inputs(model), hidden, name=model.name)
     return body, Head(calls, hidden)
 

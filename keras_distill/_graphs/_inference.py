@@ -72,11 +72,7 @@ def calls_for(
         inputs: a symbolic tensor of batch size 1.
     """
     calls: list[Call] = []
-    if has_graph(operation):
-        _follow(operation, [inputs], calls)
-    else:
-        outputs = operation.compute_output_spec(inputs)
-        calls.append(Call(operation, ((inputs,), {}), tree.flatten(outputs)))
+    _outputs_of(Call(operation, ((inputs,), {}), []), calls)
     return calls
 
 
@@ -86,14 +82,18 @@ def _follow(graph, inputs, calls):
     for node in nodes(graph):
         if not node.input_tensors:
             continue
-        args, kwargs = node.arguments.fill_in(known)
-        call = Call(node.operation, (args, kwargs), [])
-        if has_graph(call.operation):
-            outputs = _follow(call.operation, call.inputs, calls)
-        else:
-            outputs = call.operation.compute_output_spec(*args, **kwargs)
-            call.outputs.extend(tree.flatten(outputs))
-            calls.append(call)
-            outputs = call.outputs
+        call = Call(node.operation, node.arguments.fill_in(known), [])
+        outputs = _outputs_of(call, calls)
         known.update(zip(map(id, node.output_tensors), outputs))
     return [known[id(tensor)] for tensor in graph.outputs]
+
+
+def _outputs_of(call, calls):
+    """Return the outputs of a call; append it, or those in its model."""
+    if has_graph(call.operation):
+        return _follow(call.operation, call.inputs, calls)
+    args, kwargs = call.arguments
+    outputs = call.operation.compute_output_spec(*args, **kwargs)
+    call.outputs.extend(tree.flatten(outputs))
+    calls.append(call)
+    return call.outputs

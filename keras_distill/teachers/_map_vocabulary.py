@@ -7,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from keras_distill._graphs import _outputs
-from keras_distill._graphs._head import split_head
 from keras_distill._typing import Tensor
 
 # The logit of a token that the teacher does not have. Its probability is 0 in
@@ -80,12 +79,7 @@ def map_vocabulary(teacher: keras.Model, student: keras.Model) -> keras.Model:
         for name, spec in _outputs.known_inputs(teacher).items()
     }
     token_ids = MapTokens(table)(inputs["token_ids"])
-    # The head stays a part of the model's own graph, where `tokens_per_chunk`
-    # finds it.
-    body, head = split_head(teacher) or (teacher, None)
-    outputs = body({**inputs, "token_ids": token_ids})
-    if head is not None:
-        outputs = head.apply(outputs)
+    outputs = teacher({**inputs, "token_ids": token_ids})
     if outputs.shape[-1] >= len(tokens[0]) and _is_language_model(teacher):
         known = [token in ids for token in tokens[1]]
         outputs = MapLogits(table, known)(outputs)

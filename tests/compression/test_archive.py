@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from common import BACKEND
+from common import IS_KERAS_3_14
 from common import cnn
 from common import examples
 from common import images
@@ -536,7 +537,7 @@ GOLDEN_WEIGHTS = {
 
 
 @pytest.mark.skipif(
-    keras.__version__.startswith("3.14."),
+    IS_KERAS_3_14,
     reason="Keras 3.14 cannot read the config, which Keras 3.15 wrote.",
 )
 def test_what_an_older_version_packed_is_read(tmp_path):

@@ -82,8 +82,12 @@ def test_a_few_tokens_at_a_time():
 
 # Tasks of KerasHub do not keep how they were compiled.
 @pytest.mark.filterwarnings("ignore:`compile\\(\\)` was not called")
-def test_saved_and_loaded(tmp_path):
-    student, teacher = masked_words(8), masked_words(16, MORE)
+@pytest.mark.parametrize("kind", ["masked words", "next letter"])
+def test_saved_and_loaded(kind, tmp_path):
+    if kind == "masked words":
+        student, teacher = masked_words(8), masked_words(16, MORE)
+    else:
+        student, teacher = gpt(8), gpt(16, more=["Q", "X"])
     mapped = map_vocabulary(teacher, student)
     mapped.save(tmp_path / "mapped.keras")
     again = keras.models.load_model(tmp_path / "mapped.keras", compile=False)
