@@ -31,9 +31,8 @@ suite: $(VENV)/dev-installed
 
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# Each test runs on every backend. Of its parameters, each backend takes a third,
-# and it generates a third of the examples. `make suite-complete` runs all of them
-# on all backends.
+# Each test runs on every backend. Of its parameters and generated examples, each
+# backend takes a third. `make suite-complete` runs all of them on all backends.
 SHARE := --share-parameters
 
 suite-%: $(VENV)/dev-installed

@@ -44,8 +44,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--share-parameters",
         action="store_true",
-        help="divide the parameters of each test among the three backends, "
-        "and run a third of the generated examples",
+        help="divide the parameters and the generated examples of each test "
+        "among the three backends",
     )
 
 
@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(config, items):
     here = {id(item) for item in items if _runs_here(item)}
     if config.getoption("share_parameters"):
         here &= _shares(items)
+        _generate_own_examples(items)
     elsewhere = [item for item in items if id(item) not in here]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if id(item) in here]
@@ -91,6 +92,14 @@ def _shares(items):
             own = own or [group[number % len(group)]]
             here -= set(map(id, group)) - set(map(id, own))
     return here
+
+
+def _generate_own_examples(items):
+    """Let each backend generate other examples, the same in every run."""
+    number = BACKENDS.index(keras.backend.backend())
+    for item in items:
+        if hypothesis.is_hypothesis_test(item.obj):
+            hypothesis.seed(number)(item.obj)
 
 
 @pytest.fixture(autouse=True)

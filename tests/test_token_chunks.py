@@ -124,12 +124,18 @@ MODELS = {
     "activation": lambda: with_dense(layers.Activation("tanh")),
     "lora": lambda: lora(with_dense()),
     "frozen head": lambda: frozen(language_model(tied=False)),
+    "nested": lambda: nested(language_model()),
 }
 
 
 def lora(model):
     model.layers[-1].enable_lora(2)
     return model
+
+
+def nested(model):
+    inputs = keras.Input((TIME,), dtype="int32")
+    return keras.Model(inputs, model(inputs))
 
 
 def frozen(model):
