@@ -42,7 +42,10 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
 def trained(
     loss_of_step, hint_weight=None, optimizer=None, **compile_arguments
 ):
-    """Train with a new loss at every step, without schedules."""
+    """Train with a new loss at every step, without schedules.
+
+    Eagerly on TensorFlow, which would compile each loss for one step.
+    """
     student, teacher = pair()
     x, y = vectors(16)
     optimizer = optimizer or keras.optimizers.SGD(0.5)
@@ -51,7 +54,12 @@ def trained(
         if hint_weight is not None:
             hints = [Hint("dense", "dense", weight=hint_weight(step))]
         distiller = Distiller(student=student, teacher=teacher, hints=hints)
-        distiller.compile(optimizer, loss_of_step(step), **compile_arguments)
+        distiller.compile(
+            optimizer,
+            loss_of_step(step),
+            run_eagerly=BACKEND == "tensorflow",
+            **compile_arguments,
+        )
         rows = slice(4 * (step % 4), 4 * (step % 4) + 4)
         distiller.train_on_batch(x[rows], y[rows])
     return student
@@ -129,7 +137,11 @@ def test_the_weight_of_a_hint_follows_the_step():
                 teacher=teacher,
                 hints=[Hint(teacher_name, name, weight=value)],
             )
-            distiller.compile(optimizer, FunctionMatching())
+            distiller.compile(
+                optimizer,
+                FunctionMatching(),
+                run_eagerly=by_hand and BACKEND == "tensorflow",
+            )
             if by_hand:
                 rows = slice(4 * step, 4 * step + 4)
                 distiller.train_on_batch(x[rows], y[rows])

@@ -76,11 +76,14 @@ class Budget(NamedTuple):
         limits: `{name: maximum}`, the arguments of `shrink`.
         form: the form of the file, as in `write_form`.
         samples: arrays of inputs.
+        known: the costs of models, by their JSON. They hardly depend on the
+            weights, and several searches come to the same network.
     """
 
     limits: dict[str, float]
     form: str
     samples: list[np.ndarray]
+    known: dict[str, dict[str, float]]
 
     @property
     def is_int8(self) -> bool:
@@ -89,6 +92,12 @@ class Budget(NamedTuple):
 
     def costs(self, model: keras.Model) -> dict[str, float]:
         """Return `{name: number}`, what a model takes of each limit."""
+        key = model.to_json()
+        if key not in self.known:
+            self.known[key] = self._measured(model)
+        return self.known[key]
+
+    def _measured(self, model):
         found: dict[str, float] = {
             name: cost(model, key)
             for name, key in _OF_GRAPHS.items()

@@ -163,7 +163,7 @@ def shrink(
         verbose=verbose,
     )
     samples = [array[:_NUM_SAMPLES] for array in inputs_of(model, x)]
-    budget = Budget(limits, form, samples)
+    budget = Budget(limits, form, samples, known={})
     run = Run(directory)
     run.check_settings(
         {
