@@ -14,6 +14,7 @@ from keras_distill.compression.channels._removable_channels import (
 )
 from keras_distill.compression.channels._targets import fewest_removed
 from keras_distill.compression.channels._targets import removal_order
+from keras_distill.shrinking import _sparse
 from keras_distill.shrinking._budget import Budget
 from keras_distill.shrinking._budget import described
 from keras_distill.shrinking._run import Run
@@ -123,10 +124,19 @@ def taught(
     }
     for small in ready.values():
         teaching.check(small)
-    return {
+    sparsity = None
+    if _sparse.is_possible(model, budget, teaching):
+        stage = run.stage(_sparse.NAME, "pruning")
+        sparsity = _sparse.sparsity_before(model, budget, stage)
+    students = {
         name: _student(model, name, ready.get(name), budget, teaching, run)
         for name in WAYS
     }
+    if sparsity is not None:
+        students[_sparse.NAME] = _sparse.trained(
+            model, sparsity, budget, teaching, run
+        )
+    return students
 
 
 def _last_step(model, name, budget, run):

@@ -29,7 +29,7 @@ class Stage:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def number(self, name: str, find: Callable[[], int]) -> int:
+    def number(self, name: str, find: Callable[[], Any]) -> Any:
         """Return a number, which is found only once."""
         path = self._folder / f"{name}.json"
         if not path.exists():

@@ -69,6 +69,11 @@ def shrink(
     - `"global"`: the least important channels of all groups are removed, as
       with `prune_channels(..., scope="global")`.
     - `"iterative"`: the same in three steps, with training between them.
+    - `"sparse"`, for `precision="packed"` and `max_bytes`, if `model` is within
+      all other limits: all channels stay. The smallest weights become zero, as
+      many as the budget requires (`MagnitudePruning`). In the last quarter of
+      the epochs, kernels and biases share 16 values per layer
+      (`WeightSharing`). This makes a packed file small, but not fast.
 
     After a kill, start the same program again: it continues where it was, see
     `Resume`. Everything is kept in `directory`. It runs in one process.

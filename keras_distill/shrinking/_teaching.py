@@ -1,6 +1,7 @@
 """Training a candidate under the teacher."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -60,6 +61,7 @@ class Teaching:
         stage: Stage,
         title: str,
         is_late: bool = False,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         """Train a student in place, from where the stage was stopped.
 
@@ -70,6 +72,7 @@ class Teaching:
             title: what is printed before the progress.
             is_late: whether the student is trained already, so that its
                 learning rate is small.
+            callbacks: callbacks of `fit()`.
         """
         if not epochs:
             return
@@ -78,7 +81,7 @@ class Teaching:
         self._distiller(student, epochs, is_late).fit(
             *self.data,
             epochs=epochs,
-            callbacks=[stage.resume()],
+            callbacks=[*callbacks, stage.resume()],
             verbose=self.verbose,
             **self.options,
         )

@@ -14,6 +14,7 @@ from common import CLASSES
 from common import cnn
 from common import images
 from common import mlp
+from common import same_weights
 from common import to_numpy
 from common import vectors
 from common import weights_of
@@ -28,9 +29,11 @@ from keras_distill import compare
 from keras_distill import record_teacher
 from keras_distill import shrink
 from keras_distill.compression import export_litert
+from keras_distill.compression import unpack
 from keras_distill.compression.litert._interpreter import run_file
 from keras_distill.shrinking import _candidates
 from keras_distill.shrinking import _shrink
+from keras_distill.shrinking import _sparse
 from keras_distill.shrinking._candidates import Way
 
 WAYS = ["uniform", "global", "iterative"]
@@ -106,6 +109,45 @@ def test_each_candidate_takes_no_more_than_the_limit(limit, key, run):
     for name in WAYS:
         assert 0.5 * before[key] < figures[name][key] <= value
     assert not any("litert" in key for key in figures["uniform"])
+
+
+@pytest.mark.one_backend("torch")
+def test_a_packed_budget_may_keep_all_channels(run, tmp_path):
+    """Zeros and shared values take few bytes, and no other costs."""
+    x, y = learnable()
+    model = mlp(64)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(x, y, epochs=10, verbose=0)
+    macs = compare([model], litert=()).to_dict()[model.name]["macs"]
+    limits = {"max_bytes": 450, "max_macs": macs}
+    result = run(model, x, y, **limits, epochs=8, learning_rate=0.02)
+    figures = result.comparison.to_dict()
+    assert list(figures) == ["original", *WAYS, "sparse"]
+    sparse = figures["sparse"]
+    assert 400 < sparse["packed_bytes"] <= 450
+    assert sparse["nonzero_parameters"] < 0.8 * sparse["parameters"]
+    assert sparse["macs"] == macs and sparse["agreement"] > 0.85
+    again = unpack(tmp_path / "shrunk/sparse/packed")
+    for weight in again.weights:
+        values = to_numpy(weight)
+        assert len(np.unique(values)) <= 16 + 1
+        np.testing.assert_array_equal(values, values.astype("float16"))
+    # The zeros that it has stay, although the budget allows more weights.
+    more = run(again, x, y, max_bytes=700, directory="more")
+    more = more.comparison.to_dict()["sparse"]
+    assert more["nonzero_parameters"] <= sparse["nonzero_parameters"]
+
+
+@pytest.mark.one_backend("torch")
+def test_budgets_that_zeros_cannot_reach(run, monkeypatch):
+    (x, y), model = vectors(32), mlp(64)
+    result = run(model, x, y, max_bytes=450, max_macs=600)
+    assert "sparse" not in result.comparison.to_dict()
+    monkeypatch.setattr(
+        _sparse, "_PRECISION", 0.5
+    )  # So half are zeros at most.
+    result = run(model, x, y, max_bytes=400, directory="b")
+    assert "sparse" not in result.comparison.to_dict()
 
 
 # The interpreters are the same on every backend.
@@ -262,19 +304,26 @@ class Killed(BaseException):
     pass
 
 
+ON_PYTORCH = pytest.mark.one_backend("torch")
+
+
 @pytest.mark.parametrize(
-    "fits",
+    "fits, limit",
     [
-        pytest.param(1, marks=pytest.mark.one_backend("torch")),
-        pytest.param(3, marks=pytest.mark.one_backend("torch")),
-        4,
+        pytest.param(1, {"max_parameters": 100}, marks=ON_PYTORCH),
+        pytest.param(3, {"max_parameters": 100}, marks=ON_PYTORCH),
+        (4, {"max_parameters": 100}),
+        pytest.param(6, {"max_bytes": 280}, marks=ON_PYTORCH),
+        pytest.param(7, {"max_bytes": 280}, marks=ON_PYTORCH),
     ],
 )
-def test_a_run_that_was_stopped_goes_on(run, monkeypatch, fits):
+def test_a_run_that_was_stopped_goes_on(
+    run, monkeypatch, tmp_path, fits, limit
+):
     """Stopped in the fit with this number, after an epoch."""
     x, y = learnable(64)
     model = mlp(16)
-    arguments = {"max_parameters": 100, "epochs": 12}
+    arguments = {"epochs": 12, **limit}
 
     def start(directory):
         keras.utils.set_random_seed(1)
@@ -306,6 +355,11 @@ def test_a_run_that_was_stopped_goes_on(run, monkeypatch, fits):
     assert again.name == whole.name
     for one, two in zip(weights_of(again.model), weights_of(whole.model)):
         np.testing.assert_array_equal(one, two)
+    files = sorted((tmp_path / "whole").glob("*/packed"))
+    assert len(files) == 4 + ("max_bytes" in limit)
+    for file in files:
+        same = tmp_path / "stopped" / file.parent.name / "packed"
+        assert same_weights(weights_of(unpack(same)), weights_of(unpack(file)))
     # Finished, it returns at once.
     monkeypatch.setattr(keras_distill.Distiller, "train_step", lambda *_: 1 / 0)
     assert start("stopped").name == whole.name

@@ -108,10 +108,6 @@ def fewest_removed(
 ) -> int | None:
     """Return how many channels have to go until the model fits.
 
-    The costs of a model are nearly a smooth function of the number. So the next
-    one to try is interpolated (the Illinois method), which takes a third fewer
-    tries than halving.
-
     Args:
         channels: all channels of the model.
         order: the channels that can be removed, the first to go first.
@@ -121,12 +117,29 @@ def fewest_removed(
     Returns:
         The number, or None if the smallest model does not fit.
     """
+    return first_that_fits(
+        lambda number: excess(channels.model_without(order[:number])),
+        len(order),
+    )
 
-    def above(number):
-        return excess(channels.model_without(order[:number])) - 1
 
-    low, high = 0, len(order)
-    at_low, at_high = above(low), above(high)
+def first_that_fits(excess: Callable[[int], float], last: int) -> int | None:
+    """Return the smallest number whose costs are within the limit.
+
+    Costs are nearly a smooth function of the number. So the next one to try is
+    interpolated (the Illinois method), which takes a third fewer tries than
+    halving.
+
+    Args:
+        excess: function of a number that returns costs divided by the limit. It
+            must not rise.
+        last: the largest number.
+
+    Returns:
+        The number, from 0 to `last`, or None if the last one does not fit.
+    """
+    low, high = 0, last
+    at_low, at_high = excess(low) - 1, excess(high) - 1
     if at_low <= 0:
         return low
     if at_high > 0:
@@ -135,7 +148,7 @@ def fewest_removed(
     while high - low > 1:
         step = round((high - low) * at_low / (at_low - at_high))
         middle = min(max(low + step, low + 1), high - 1)
-        at_middle = above(middle)
+        at_middle = excess(middle) - 1
         fits = at_middle <= 0
         # Twice on the same side: the other end pulls less, so that it moves.
         if fits:

@@ -177,7 +177,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._hook.kept = [KeptZeros(self._hook, weight) for weight in weights]
         self._hook.compile()
         self._end = AfterAllCallbacks(self)
-        self._epoch_step = self._chosen = None
+        self._epoch_step = None
         self._lock = threading.Lock()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -239,9 +239,9 @@ class MagnitudePruning(keras.callbacks.Callback):
     def _choose_at(self, step):
         """Choose the zeros again, if the schedule requires it at a step."""
         sparsity = self.sparsity_in_force(step)
-        if step < self.begin_step or sparsity == self._chosen:
+        if step < self.begin_step or sparsity == self._hook.chosen:
             return
-        self._chosen = sparsity
+        self._hook.chosen = sparsity
         weights = [ops.convert_to_numpy(kernel) for kernel in self._kernels()]
         chosen = _smallest_weights.smallest(weights, sparsity, self.scope)
         for zeros, pruned in zip(self._hook.kept, chosen):

@@ -46,6 +46,9 @@ class OptimizerHook:
 
     Attributes:
         kept: list of `KeptValues`. Set it before `compile()`.
+        chosen: what the callback has chosen for them so far. The callback must
+            not hold this itself: `Resume` restores the attributes of callbacks,
+            but the hook of a resumed run is new.
 
     Raises:
         ValueError: if another callback of the same `fit()` has a hook.
@@ -60,6 +63,7 @@ class OptimizerHook:
         self.run = callback.params  # one object for all callbacks of a `fit()`
         self.model = model
         self.kept: list[KeptValues] = []
+        self.chosen: Any = None
         if not outer.built:
             outer.build(model.trainable_variables)
         previous = vars(self.optimizer).get(_HOOK)

@@ -107,18 +107,17 @@ class WeightSharing(keras.callbacks.Callback):
         ]
         self._hook.kept = list(self._clusters)
         self._hook.compile()
-        self._clustered = False
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if self._clustered:
+        if self._hook.chosen:
             return
         # Not in `on_train_begin`: other callbacks may restore weights there.
         for clusters in self._clusters:
             values = ops.convert_to_numpy(clusters.weight).astype("float32")
             clusters.choose(*cluster(values, clusters.number))
-        self._clustered = True
+        self._hook.chosen = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._hook.remove()
