@@ -281,7 +281,7 @@ def attention(x):
     return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
 
 
-@graph((7, 4), a=4, b=6)
+@graph((7, 4), a=4, b=3)
 def attention_to_itself(x):
     x = layers.Dense(8, name="a")(x)
     x = layers.Attention(use_scale=True)([x, x])
@@ -290,14 +290,14 @@ def attention_to_itself(x):
     return layers.Dense(2)(layers.GlobalAveragePooling1D()(x))
 
 
-@graph((7, 4), heads=2, cross=3, a=4)
+@graph((7, 4), heads=2, cross=3, a=4, b=2)
 def attention_heads(x):
     x = layers.LayerNormalization()(layers.Dense(8)(x))
     # On JAX, Keras cannot compute values of another width than the keys.
     width = 3 if BACKEND == "jax" else 5
     x = x + layers.MultiHeadAttention(4, 3, width, name="heads")(x, x)
     cross = layers.MultiHeadAttention(6, 2, use_bias=False, name="cross")
-    y = layers.Dense(4, name="kept")(x)
+    y = layers.Dense(4, name="b")(x)
     y = cross(y, x[:, :5], key=x[:, 2:], use_causal_mask=True)
     return top_of_words(layers.Dense(8, "gelu", name="a")(y))
 
@@ -822,3 +822,56 @@ def test_refused_ratios(ratio):
 def test_refused_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         prune_channels(small_cnn(), 0.5, **arguments)
+
+
+def transformer(width, norm):
+    """A ViT of two blocks, whose residual stream has this width."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(width, 4, 4, name="patches")(inputs)
+    x = layers.Reshape((4, width))(x)
+    positions = keras.Input((4,), dtype="int32")
+    x = x + layers.Embedding(4, width)(positions)
+    for _ in range(2):
+        y = norm()(x)
+        x = x + layers.MultiHeadAttention(2, 3)(y, y, use_causal_mask=True)
+        y = layers.Dense(10, activation="gelu")(norm()(x))
+        x = x + layers.Dense(width)(y)
+    return keras.Model([inputs, positions], top_of_words(norm()(x)))
+
+
+@pytest.mark.parametrize(
+    "norm", [layers.LayerNormalization, layers.RMSNormalization]
+)
+def test_the_width_of_a_transformer(norm):
+    """What is left is the very transformer that is narrower."""
+    wide, narrow = transformer(8, norm), transformer(4, norm)
+    for weight in narrow.weights:
+        weight.assign(np.random.default_rng(1).normal(size=weight.shape))
+    for weight, part in zip(wide.weights, narrow.weights, strict=True):
+        values = np.ones(weight.shape)
+        values[tuple(map(slice, part.shape))] = to_numpy(part)
+        weight.assign(values)
+    scores = {"patches": np.arange(8)[::-1]}
+    small = prune_channels(wide, 0.5, scores, through_layer_norm=True)
+    for weight, part in zip(small.weights, narrow.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(weight), to_numpy(part))
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    inputs = [x, np.array([[0, 1, 2, 3]] * 2)]
+    np.testing.assert_allclose(
+        to_numpy(small(inputs)), to_numpy(narrow(inputs)), atol=1e-5
+    )
+    all_of_it = prune_channels(wide, 0.5, through_layer_norm=True)
+    assert all_of_it.count_params() < 0.4 * wide.count_params()
+    # Without it, the copy computes what the model does.
+    kept = prune_channels(wide, 0.5)
+    assert kept.get_layer("patches").filters == 8
+
+
+def test_layer_norm_over_other_axes_keeps_the_channels():
+    inputs = keras.Input((4, 6))
+    x = layers.Dense(8, name="a")(inputs)
+    x = layers.LayerNormalization(axis=(1, 2))(x)
+    model = keras.Model(inputs, top_of_words(layers.Dense(8, name="b")(x)))
+    small = prune_channels(model, 0.5, through_layer_norm=True)
+    assert small.get_layer("a").units == 8
+    assert small.get_layer("b").units == 4

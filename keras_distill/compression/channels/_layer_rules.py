@@ -32,8 +32,8 @@ Example, for a layer that multiplies each channel by one weight:
 
 Rules are found by the exact class, because a subclass may compute something
 else. A layer without a rule keeps all its channels. Some layers have no rule on
-purpose: layers whose outputs change with the set of channels (softmax,
-LayerNormalization) and grouped convolutions.
+purpose: layers whose outputs change with the set of channels (softmax) and
+grouped convolutions. LayerNormalization has a rule that is used on request.
 
 Test a new rule in `tests/compression/test_channels.py`: add a model with the
 layer there.
@@ -61,6 +61,12 @@ _MERGING_RULES: dict[type, Rule] = {}  # for layers with several input tensors
 # The gates of recurrent layers, whose weights lie side by side in each kernel.
 _GATES = {layers.GRU: 3, layers.LSTM: 4, layers.SimpleRNN: 1}
 
+# Their mean and variance are over all channels.
+_OVER_CHANNELS = {
+    layers.LayerNormalization: ("gamma", "beta"),
+    layers.RMSNormalization: ("scale",),
+}
+
 _TRANSPOSED = (
     layers.Conv1DTranspose,
     layers.Conv2DTranspose,
@@ -68,14 +74,17 @@ _TRANSPOSED = (
 )
 
 
-def rule_for(node: Any) -> Rule | None:
+def rule_for(node: Any, through_layer_norm: bool = False) -> Rule | None:
     """Return the rule for the call of a layer or operation, None if none.
 
     Args:
         node: a node of Keras, the call of a layer or operation.
+        through_layer_norm: as in `prune_channels`.
     """
     operation = node.operation
     if len(node.outputs) != 1:
+        return None
+    if type(operation) in _OVER_CHANNELS and not through_layer_norm:
         return None
     if not isinstance(operation, layers.Layer):
         return _merge if is_elementwise_operation(operation) else None
@@ -247,6 +256,21 @@ def _batch_normalization(coupling, layer, tensor, channels):
     axis = layer.axis % len(tensor.shape)
     numbers = coupling.along(axis, tensor, channels)
     for weight in ("gamma", "beta", "moving_mean", "moving_variance"):
+        coupling.cut(layer, weight, 0, numbers)
+    return Channels(axis, numbers)
+
+
+@_rule(*_OVER_CHANNELS)
+def _normalization_over_channels(coupling, layer, tensor, channels):
+    """The mean and the variance become those of the channels that are kept."""
+    axis = len(tensor.shape) - 1
+    given = (
+        layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    )
+    if [x % len(tensor.shape) for x in given] != [axis]:
+        return coupling.pin(channels)
+    numbers = coupling.along(axis, tensor, channels)
+    for weight in _OVER_CHANNELS[type(layer)]:
         coupling.cut(layer, weight, 0, numbers)
     return Channels(axis, numbers)
 
@@ -444,18 +468,44 @@ def _concatenate(coupling, node, read):
 
 @_merging_rule(layers.MultiHeadAttention)
 def _multi_head_attention(coupling, node, read):
-    """The heads are channels inside the layer. No other layer reads them."""
+    """The heads are channels inside the layer. No other layer reads them.
+
+    The output has the channels of the query, because Keras gives it as many.
+    """
     layer = node.operation
-    projections = "query_dense", "key_dense", "value_dense"
+    projections = "query_dense", "value_dense", "key_dense"
     kernels = tuple(f"{projection}.kernel" for projection in projections)
     inner = layer.output_dense, *(getattr(layer, x) for x in projections)
-    if all(map(has_float_kernel, inner)):
-        heads = coupling.make(layer, kernels, -2, layer.num_heads, "num_heads")
-        if layer.query_dense.bias is not None:
-            for projection in projections:
-                coupling.cut(layer, f"{projection}.bias", -2, heads)
-        coupling.cut(layer, "output_dense.kernel", 0, heads)
-    return coupling.pin(*read)
+    if not all(map(has_float_kernel, inner)):
+        return coupling.pin(*read)
+    heads = coupling.make(layer, kernels, -2, layer.num_heads, "num_heads")
+    if layer.query_dense.bias is not None:
+        for projection in projections:
+            coupling.cut(layer, f"{projection}.bias", -2, heads)
+    coupling.cut(layer, "output_dense.kernel", 0, heads)
+    query, *others = _read_by_attention(coupling, node, read)
+    for kernel, numbers in zip(kernels, (query, *others)):
+        coupling.cut(layer, kernel, 0, numbers)
+    if layer.get_config()["output_shape"] is not None:
+        return None
+    coupling.cut(layer, "output_dense.kernel", -1, query)
+    coupling.cut(layer, "output_dense.bias", 0, query)
+    return Channels(len(node.outputs[0].shape) - 1, query)
+
+
+def _read_by_attention(coupling, node, read):
+    """Return the numbers of query, value and key. Masks keep their channels."""
+    given = dict(zip(("query", "value", "key"), node.arguments.args))
+    given |= node.arguments.kwargs
+    query, value, key = (given.get(x) for x in ("query", "value", "key"))
+    tensors = [query, value, value if key is None else key]
+    known = {id(t): channels for t, channels in zip(node.input_tensors, read)}
+    masks = known.keys() - set(map(id, tensors))
+    coupling.pin(*map(known.get, masks))
+    return [
+        coupling.along(len(tensor.shape) - 1, tensor, known.get(id(tensor)))
+        for tensor in tensors
+    ]
 
 
 @_merging_rule(layers.Attention)

@@ -33,6 +33,7 @@ def prune_channels(
     parameters: int | None = None,
     bytes: int | None = None,
     scope: str = "group",
+    through_layer_norm: bool = False,
 ) -> keras.Model:
     """Return a copy of a model without its least important channels.
 
@@ -50,12 +51,12 @@ def prune_channels(
 
     Channels are followed through convolutions (plain, transposed, depthwise,
     separable), Dense, Embedding, LSTM, GRU and SimpleRNN (also in
-    Bidirectional), MultiHeadAttention (its heads), BatchNormalization, PReLU,
-    activations, dropout, pooling, padding, cropping, upsampling, Flatten,
-    Reshape, Permute, RepeatVector, Concatenate, Attention, and sums, products
-    and other merges with broadcasting, as layers or as operators; also in
-    nested models and shared layers. All other layers keep the channels that
-    they read and return, such as LayerNormalization, softmax, grouped
+    Bidirectional), MultiHeadAttention, BatchNormalization, PReLU, activations,
+    dropout, pooling, padding, cropping, upsampling, Flatten, Reshape, Permute,
+    RepeatVector, Concatenate, Attention, and sums, products and other merges
+    with broadcasting, as layers or as operators; also in nested models and
+    shared layers. All other layers keep the channels that they read and return,
+    such as LayerNormalization (without `through_layer_norm`), softmax, grouped
     convolutions, recurrent layers that are stateful or get or return a state,
     and custom layers. The inputs and outputs of the model keep all channels
     too. `compare_widths` shows what was removed.
@@ -96,6 +97,11 @@ def prune_channels(
             removed, so that groups lose different shares; a score counts
             relative to the mean score of its group. `ratio` is then the share
             of all channels.
+        through_layer_norm: bool. Whether channels are also removed where
+            LayerNormalization or RMSNormalization reads them, as in the width
+            of a transformer. Their mean and variance are over all channels, so
+            these copies do not compute what `model` computes, also if the
+            removed channels are zero. Train such a copy again.
 
     Layers are named by name or path, `"conv_1"` or `"backbone/conv_1"`. In
     `ratio` and `exclude`, the name of a nested model stands for all layers in
@@ -134,7 +140,7 @@ def prune_channels(
     limit = check_target(
         ratio, scope, {"macs": macs, "parameters": parameters, "bytes": bytes}
     )
-    channels = RemovableChannels(model, importance, exclude)
+    channels = RemovableChannels(model, importance, exclude, through_layer_norm)
     ratios = check_ratio(channels.model, 0.0 if ratio is None else ratio)
     ratios_by_group = ratios_of(channels.groups, ratios)
     if limit is None and scope == "group":

@@ -95,7 +95,7 @@ def _ratios_by_group(groups, named):
 
 _KEPT = (
     "that can be removed. A channel is kept if it is an input or output of the "
-    "model, if a layer needs all channels (such as softmax or "
-    "LayerNormalization), or if it is excluded, has no score, or is the only "
-    "channel."
+    "model, if a layer needs all channels (such as softmax, or "
+    "LayerNormalization without `through_layer_norm=True`), or if it is "
+    "excluded, has no score, or is the only channel."
 )

@@ -1,6 +1,7 @@
 """The channels of a model that can be removed, and the model without some."""
 
 import collections
+import functools
 import operator
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ class RemovableChannels:
     A channel stands for all that are coupled with it, and has a number.
 
     Args:
-        model, importance, exclude: as in `prune_channels`.
+        model, importance, exclude, through_layer_norm: as in `prune_channels`.
 
     Attributes:
         groups: `{layers: channels}`, the channels that exactly these layers
@@ -43,6 +44,7 @@ class RemovableChannels:
         model: keras.Model,
         importance: Importance = "l1",
         exclude: str | Sequence[str] = (),
+        through_layer_norm: bool = False,
     ) -> None:
         self.model = model_to_rebuild("prune_channels", model)
         excluded = {
@@ -50,7 +52,10 @@ class RemovableChannels:
             for named in find_layers(self.model, exclude, "exclude")
             for layer in layers_inside(named)
         }
-        self._coupling = couple(self.model, rule_for, excluded)
+        rules = functools.partial(
+            rule_for, through_layer_norm=through_layer_norm
+        )
+        self._coupling = couple(self.model, rules, excluded)
         self.scores = score_channels(importance, self.model, self._coupling)
         self.groups = {
             makers: group
