@@ -96,6 +96,7 @@ def check(file, one):
     of_replay = {name for name in result if name.startswith("replay")}
     assert len(of_replay) == 5
     assert {"loss", "classes_soft_loss", "val_classes_accuracy"} < set(result)
+    assert sum(name.startswith("compressed") for name in result) == 2 * 4
     assert set(result) - of_replay == {
         name for name in one if not name.startswith("replay")
     }

@@ -34,6 +34,8 @@ from keras_distill import RecordedTeacher
 from keras_distill import Resume
 from keras_distill import TeacherAgreement
 from keras_distill import record_teacher
+from keras_distill.compression import MagnitudePruning
+from keras_distill.compression import WeightSharing
 
 BATCH, BATCHES, EPOCHS = 16, 6, 4
 
@@ -200,6 +202,27 @@ def replayed(folder, x, scope, replicas):
     return named(replicas, student, logs["loss"])
 
 
+def compressed(x, scope, batch_size):
+    """Train with zeros, and with shared values."""
+    results = {}
+    for callback in (MagnitudePruning(0.5, end_step=3), WeightSharing(3)):
+        with scope():
+            keras.utils.set_random_seed(6)
+            student, teacher = simple(4), simple(8)
+            distiller = Distiller(student=student, teacher=teacher)
+            distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        distiller.fit(
+            x,
+            batch_size=batch_size,
+            shuffle=False,
+            callbacks=[callback],
+            verbose=0,
+        )
+        for weight in student.weights:
+            results[f"compressed_{len(results)}"] = to_numpy(weight.value)
+    return results
+
+
 def replicas_of(engine):
     """Return into how many parts an engine divides a batch."""
     name, devices = engine.split("-")
@@ -276,6 +299,8 @@ def main(out, engine, *options):
         callbacks=callbacks,
         verbose=0,
     ).history
+    if "--kill" not in options:
+        history |= compressed(view[0], scope, BATCH // processes)
     if engine == "one-1":
         history |= record_and_train(pathlib.Path(out), x)
     elif "--replay" in options:

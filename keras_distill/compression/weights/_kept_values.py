@@ -33,12 +33,12 @@ class KeptZeros:
     def choose(self, pruned: np.ndarray) -> None:
         """Set weights to zero from now on, where a bool array is True."""
         self.pruned.assign(pruned)
-        self.after_step()
+        self.after_step(None)
 
-    def before_step(self, gradient: Tensor) -> Tensor:
-        return gradient
+    def before_step(self, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
-    def after_step(self) -> None:
+    def after_step(self, before: None) -> None:
         weight = self._with_zeros(self.weight)
         if self.weight.constraint is not None:
             # Keras has applied the constraint before the zeros were restored.
@@ -88,16 +88,17 @@ class KeptClusters:
         for average in self.averages:
             average.assign(self._mean(average))
 
-    def before_step(self, gradient: Tensor) -> Tensor:
+    def before_step(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         # A copy, because weights change in place on PyTorch.
-        self._before = ops.copy(self.weight)
-        return None if gradient is None else self._spread(self._sums(gradient))
+        before = ops.copy(self.weight)
+        if gradient is not None:
+            gradient = self._spread(self._sums(gradient))
+        return gradient, before
 
-    def after_step(self) -> None:
+    def after_step(self, before: Tensor) -> None:
         # Members were equal before, so equal changes keep them equal.
-        change = self._mean(ops.subtract(self.weight, self._before))
-        self.weight.assign(self._before + change)
-        self._before = None
+        change = self._mean(ops.subtract(self.weight, before))
+        self.weight.assign(before + change)
         for average in self.averages:
             average.assign(self._mean(average))
 

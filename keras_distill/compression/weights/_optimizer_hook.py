@@ -31,10 +31,14 @@ class KeptValues(Protocol):
 
     weight: keras.Variable
 
-    def before_step(self, gradient: Tensor) -> Tensor:
-        """Return the gradient that the optimizer gets for the weight."""
+    def before_step(self, gradient: Tensor) -> tuple[Tensor, Any]:
+        """Return the gradient for the optimizer, and what `after_step` needs.
 
-    def after_step(self) -> None:
+        The object must not hold this: on TensorFlow, several replicas compute
+        their steps side by side.
+        """
+
+    def after_step(self, before: Any) -> None:
         """Correct the weight after the optimizer has changed it."""
 
 
@@ -160,12 +164,14 @@ class OptimizerHook:
             variables = self._trained
         grads = list(grads)
         positions = {id(v): i for i, v in enumerate(variables)}
+        before = []
         for kept in self.kept:
             position = positions[id(kept.weight)]
-            grads[position] = kept.before_step(grads[position])
+            grads[position], values = kept.before_step(grads[position])
+            before.append(values)
         type(self.optimizer).apply(self.optimizer, grads, trainable_variables)
-        for kept in self.kept:
-            kept.after_step()
+        for kept, values in zip(self.kept, before):
+            kept.after_step(values)
 
 
 def _saving(optimizer, state):
