@@ -1,4 +1,4 @@
-"""A language model by character: a GPT teaches one of an eighth of its size.
+"""A language model by character: a GPT teaches one of a tenth of its size.
 
 The teacher learns from Shakespeare's plays. One student learns from the plays
 too, the other from the teacher's distribution of the next character.
