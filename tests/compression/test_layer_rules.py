@@ -10,6 +10,7 @@ from reference import pruning as reference
 
 from keras_distill.compression import prune_channels
 from keras_distill.compression.channels import _layer_rules
+from keras_distill.compression.channels import _rule_registry
 
 
 class Scale(layers.Layer):
@@ -36,9 +37,9 @@ def test_the_example_of_a_rule(monkeypatch):
     small = prune_channels(model, 0.5)
     assert small.layers[0].get_layer("hidden").units == 8
     (code,) = re.findall(
-        r"^(    @_rule\(Scale\)\n.*?)^\w", _layer_rules.__doc__, re.S | re.M
+        r"^(    @rule\(Scale\)\n.*?)^\w", _layer_rules.__doc__, re.S | re.M
     )
-    monkeypatch.setitem(_layer_rules._RULES, Scale, None)
+    monkeypatch.setitem(_rule_registry.RULES, Scale, None)
     lines = [line[4:] for line in code.splitlines()]
     exec("\n".join(lines), vars(_layer_rules) | {"Scale": Scale})
     difference, small = reference.largest_difference(scaled(), halve)

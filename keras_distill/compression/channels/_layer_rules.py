@@ -1,9 +1,10 @@
 """The rule of each layer for channel pruning: which channels depend on which.
 
-**To make another Keras layer prunable, write a rule here.** A rule is a
-function with the decorator `@_rule(layers.X)`, or `@_merging_rule(layers.X)` if
-the layer has several inputs. It is called once for each call of such a layer
-and asks or tells the `Coupling`
+**To make another Keras layer prunable, write a rule here**, or in
+`_sequence_rules.py` for recurrent layers and attention. A rule is a function
+with the decorator `@rule(layers.X)`, or `@merging_rule(layers.X)` if the layer
+has several inputs. It is called once for each call of such a layer and asks or
+tells the `Coupling`
 
 - `along`: which channels lie on an axis of the input,
 - `make`: which channels the layer makes, with which kernel,
@@ -13,8 +14,9 @@ and asks or tells the `Coupling`
 
 It returns the `Channels` of the output tensor: their axis and their numbers.
 `None` means that the output has no channels to remove. If a rule returns
-`None`, it must first `pin` the channels that it reads. `coupling.pin(...)`
-returns `None`, so `return coupling.pin(channels)` does both.
+`None`, it must first `pin` the channels that it reads, or `cut` the weights
+that read them. `coupling.pin(...)` returns `None`, so `return
+coupling.pin(channels)` does both.
 
 A rule for one input takes `(coupling, layer, tensor, channels)`: the input
 tensor and its `Channels` (or `None`). A mask of time steps is no input. A
@@ -23,7 +25,7 @@ merging rule takes `(coupling, node, read)`: the call of the layer, and the
 
 Example, for a layer that multiplies each channel by one weight:
 
-    @_rule(Scale)
+    @rule(Scale)
     def _scale(coupling, layer, tensor, channels):
         axis = len(tensor.shape) - 1
         numbers = coupling.along(axis, tensor, channels)
@@ -40,7 +42,6 @@ layer there.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -50,16 +51,15 @@ from keras import layers
 from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
 from keras_distill._graphs._elementwise import is_elementwise_operation
-from keras_distill._graphs._walk import has_float_kernel
 from keras_distill.compression._models import has_ungrouped_float_kernel
+from keras_distill.compression.channels import _sequence_rules  # noqa: F401 registers its rules
 from keras_distill.compression.channels._coupling import Channels
 from keras_distill.compression.channels._coupling import Rule
-
-_RULES: dict[type, Callable] = {}  # for layers with one input tensor
-_MERGING_RULES: dict[type, Rule] = {}  # for layers with several input tensors
-
-# The gates of recurrent layers, whose weights lie side by side in each kernel.
-_GATES = {layers.GRU: 3, layers.LSTM: 4, layers.SimpleRNN: 1}
+from keras_distill.compression.channels._rule_registry import MERGING_RULES
+from keras_distill.compression.channels._rule_registry import ON_REQUEST
+from keras_distill.compression.channels._rule_registry import RULES
+from keras_distill.compression.channels._rule_registry import merging_rule
+from keras_distill.compression.channels._rule_registry import rule
 
 # Their mean and variance are over all channels.
 _OVER_CHANNELS = {
@@ -84,16 +84,15 @@ def rule_for(node: Any, through_layer_norm: bool = False) -> Rule | None:
     operation = node.operation
     if len(node.outputs) != 1:
         return None
-    if type(operation) in _OVER_CHANNELS and not through_layer_norm:
-        return None
     if not isinstance(operation, layers.Layer):
         return _merge if is_elementwise_operation(operation) else None
     if len(_without_mask(node)) > 1:
-        return _MERGING_RULES.get(type(operation))
-    rule = _RULES.get(type(operation))
-    if rule is None or not has_ungrouped_float_kernel(operation):
+        return MERGING_RULES.get(type(operation))
+    rules = RULES | ON_REQUEST if through_layer_norm else RULES
+    found = rules.get(type(operation))
+    if found is None or not has_ungrouped_float_kernel(operation):
         return None
-    return functools.partial(_apply, rule)
+    return functools.partial(_apply, found)
 
 
 def _without_mask(node):
@@ -102,26 +101,11 @@ def _without_mask(node):
     return [tensor for tensor in node.input_tensors if tensor is not mask]
 
 
-def _apply(rule, coupling, node, read):
+def _apply(found, coupling, node, read):
     # The tensor is the first argument, and the mask a keyword.
     first, *masks = read
     coupling.pin(*masks)
-    return rule(coupling, node.operation, node.input_tensors[0], first)
-
-
-def _rule(*classes, rules=_RULES):
-    """Register a rule for layers with one input tensor."""
-
-    def register(rule):
-        rules.update(dict.fromkeys(classes, rule))
-        return rule
-
-    return register
-
-
-def _merging_rule(*classes):
-    """Register a rule for layers with several input tensors."""
-    return _rule(*classes, rules=_MERGING_RULES)
+    return found(coupling, node.operation, node.input_tensors[0], first)
 
 
 def _channel_axis(layer, tensor):
@@ -131,7 +115,7 @@ def _channel_axis(layer, tensor):
     return len(tensor.shape) - 1
 
 
-@_rule(
+@rule(
     layers.Conv1D,
     layers.Conv2D,
     layers.Conv3D,
@@ -155,7 +139,7 @@ def _dense_or_convolution(coupling, layer, tensor, channels):
     return _activated(coupling, layer, axis, made)
 
 
-@_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+@rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def _depthwise_convolution(coupling, layer, tensor, channels):
     """Each output channel reads one input channel."""
     axis = _channel_axis(layer, tensor)
@@ -166,7 +150,7 @@ def _depthwise_convolution(coupling, layer, tensor, channels):
     return _activated(coupling, layer, axis, returned)
 
 
-@_rule(layers.SeparableConv1D, layers.SeparableConv2D)
+@rule(layers.SeparableConv1D, layers.SeparableConv2D)
 def _separable_convolution(coupling, layer, tensor, channels):
     """A depthwise and a pointwise convolution in one layer."""
     axis = _channel_axis(layer, tensor)
@@ -188,7 +172,7 @@ def _activated(coupling, layer, axis, numbers):
     return channels
 
 
-@_rule(layers.Embedding)
+@rule(layers.Embedding)
 def _embedding(coupling, layer, tensor, channels):
     """The columns of the embedding matrix are the channels."""
     coupling.pin(channels)
@@ -198,59 +182,7 @@ def _embedding(coupling, layer, tensor, channels):
     return Channels(len(tensor.shape), made)
 
 
-@_rule(*_GATES)
-def _recurrent(coupling, layer, tensor, channels):
-    """The units of a recurrent layer, which read all units of the last step."""
-    if not _unit_by_unit(layer):
-        return coupling.pin(channels)
-    read = coupling.along(2, tensor, channels)
-    return Channels(1 + layer.return_sequences, _units(coupling, layer, read))
-
-
-@_rule(layers.Bidirectional)
-def _bidirectional(coupling, layer, tensor, channels):
-    """Two recurrent layers: Keras requires as many units in both directions."""
-    both = layer.forward_layer, layer.backward_layer
-    if not all(type(x) in _GATES and _unit_by_unit(x) for x in both):
-        return coupling.pin(channels)
-    read = coupling.along(2, tensor, channels)
-    units, backward = (_units(coupling, x, read) for x in both)
-    coupling.join(units, backward)
-    if layer.merge_mode == "concat":
-        units = np.concatenate([units, backward])
-    return Channels(1 + layer.return_sequences, units)
-
-
-def _unit_by_unit(layer):
-    """Return whether a recurrent layer computes each unit on its own.
-
-    The state of a stateful layer is not copied.
-    """
-    activations = layer.activation, getattr(layer, "recurrent_activation", None)
-    return not layer.stateful and all(
-        is_elementwise(activation) for activation in activations if activation
-    )
-
-
-def _units(coupling, layer, read):
-    """Return the units of a recurrent layer; each gate has weights for all."""
-    gates = _GATES[type(layer)]
-    made = coupling.make(
-        layer,
-        ("cell.kernel", "cell.recurrent_kernel"),
-        -1,
-        layer.units,
-        "units",
-        copies=gates,
-    )
-    coupling.cut(layer, "cell.kernel", 0, read)
-    coupling.cut(layer, "cell.recurrent_kernel", 0, made)
-    if layer.use_bias:
-        coupling.cut(layer, "cell.bias", -1, np.tile(made, gates))
-    return made
-
-
-@_rule(layers.BatchNormalization)
+@rule(layers.BatchNormalization)
 def _batch_normalization(coupling, layer, tensor, channels):
     """Each channel has its own scale, offset and statistics."""
     axis = layer.axis % len(tensor.shape)
@@ -260,7 +192,7 @@ def _batch_normalization(coupling, layer, tensor, channels):
     return Channels(axis, numbers)
 
 
-@_rule(*_OVER_CHANNELS)
+@rule(*_OVER_CHANNELS, rules=ON_REQUEST)
 def _normalization_over_channels(coupling, layer, tensor, channels):
     """The mean and the variance become those of the channels that are kept."""
     axis = len(tensor.shape) - 1
@@ -275,7 +207,7 @@ def _normalization_over_channels(coupling, layer, tensor, channels):
     return Channels(axis, numbers)
 
 
-@_rule(layers.PReLU)
+@rule(layers.PReLU)
 def _prelu(coupling, layer, tensor, channels):
     """PReLU: one slope for each position, except along the shared axes."""
     channels = coupling.same_in_all_calls(layer, channels)
@@ -284,13 +216,13 @@ def _prelu(coupling, layer, tensor, channels):
     return channels
 
 
-@_rule(*LAYERS)
+@rule(*LAYERS)
 def _elementwise(coupling, layer, tensor, channels):
     """Elementwise layers do not change the channels."""
     return channels
 
 
-@_rule(layers.Activation)
+@rule(layers.Activation)
 def _activation(coupling, layer, tensor, channels):
     """Activations such as softmax need all channels, and keep them."""
     if is_elementwise(layer.activation):
@@ -298,7 +230,7 @@ def _activation(coupling, layer, tensor, channels):
     return coupling.pin(channels)
 
 
-@_rule(layers.Rescaling)
+@rule(layers.Rescaling)
 def _rescaling(coupling, layer, tensor, channels):
     """Channels are kept if each has its own factor or offset."""
     if np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
@@ -306,7 +238,7 @@ def _rescaling(coupling, layer, tensor, channels):
     return coupling.pin(channels)
 
 
-@_rule(
+@rule(
     layers.AveragePooling1D,
     layers.AveragePooling2D,
     layers.AveragePooling3D,
@@ -330,7 +262,7 @@ def _pooling_or_padding(coupling, layer, tensor, channels):
     return coupling.pin(channels)
 
 
-@_rule(
+@rule(
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
     layers.GlobalAveragePooling3D,
@@ -346,13 +278,13 @@ def _global_pooling(coupling, layer, tensor, channels):
     return channels
 
 
-@_rule(layers.RepeatVector)
+@rule(layers.RepeatVector)
 def _repeat_vector(coupling, layer, tensor, channels):
     """RepeatVector adds an axis before the channels."""
     return channels and Channels(2, channels.numbers)
 
 
-@_rule(layers.Flatten)
+@rule(layers.Flatten)
 def _flatten(coupling, layer, tensor, channels):
     """After Flatten, each channel occurs once for each position."""
 
@@ -364,14 +296,14 @@ def _flatten(coupling, layer, tensor, channels):
     return _rearranged(coupling, tensor, channels, flatten)
 
 
-@_rule(layers.Permute)
+@rule(layers.Permute)
 def _permute(coupling, layer, tensor, channels):
     """The axes in `dims` are counted from 1, after the batch axis."""
     axes = [axis - 1 for axis in layer.dims]
     return _rearranged(coupling, tensor, channels, lambda a: a.transpose(axes))
 
 
-@_rule(layers.Reshape)
+@rule(layers.Reshape)
 def _reshape(coupling, layer, tensor, channels):
     """The target shape contains the number of channels, so it is cut too."""
     channels = _rearranged(
@@ -407,7 +339,7 @@ def _rearranged(coupling, tensor, channels, rearrange):
     return coupling.pin(channels)
 
 
-@_merging_rule(
+@merging_rule(
     layers.Add,
     layers.Average,
     layers.Maximum,
@@ -452,7 +384,7 @@ def _operands(node, read):
     ]
 
 
-@_merging_rule(layers.Concatenate)
+@merging_rule(layers.Concatenate)
 def _concatenate(coupling, node, read):
     """Concatenate channels; or join them, if along another axis."""
     tensors = node.input_tensors
@@ -464,66 +396,6 @@ def _concatenate(coupling, node, read):
     if len(axes) != 1 or None in read:
         return coupling.pin(*read)
     return _joined(coupling, read)
-
-
-@_merging_rule(layers.MultiHeadAttention)
-def _multi_head_attention(coupling, node, read):
-    """The heads are channels inside the layer. No other layer reads them.
-
-    The output has the channels of the query, because Keras gives it as many.
-    """
-    layer = node.operation
-    projections = "query_dense", "value_dense", "key_dense"
-    kernels = tuple(f"{projection}.kernel" for projection in projections)
-    inner = layer.output_dense, *(getattr(layer, x) for x in projections)
-    if not all(map(has_float_kernel, inner)):
-        return coupling.pin(*read)
-    heads = coupling.make(layer, kernels, -2, layer.num_heads, "num_heads")
-    if layer.query_dense.bias is not None:
-        for projection in projections:
-            coupling.cut(layer, f"{projection}.bias", -2, heads)
-    coupling.cut(layer, "output_dense.kernel", 0, heads)
-    query, *others = _read_by_attention(coupling, node, read)
-    for kernel, numbers in zip(kernels, (query, *others)):
-        coupling.cut(layer, kernel, 0, numbers)
-    if layer.get_config()["output_shape"] is not None:
-        return None
-    coupling.cut(layer, "output_dense.kernel", -1, query)
-    coupling.cut(layer, "output_dense.bias", 0, query)
-    return Channels(len(node.outputs[0].shape) - 1, query)
-
-
-def _read_by_attention(coupling, node, read):
-    """Return the numbers of query, value and key. Masks keep their channels."""
-    given = dict(zip(("query", "value", "key"), node.arguments.args))
-    given |= node.arguments.kwargs
-    query, value, key = (given.get(x) for x in ("query", "value", "key"))
-    tensors = [query, value, value if key is None else key]
-    known = {id(t): channels for t, channels in zip(node.input_tensors, read)}
-    masks = known.keys() - set(map(id, tensors))
-    coupling.pin(*map(known.get, masks))
-    return [
-        coupling.along(len(tensor.shape) - 1, tensor, known.get(id(tensor)))
-        for tensor in tensors
-    ]
-
-
-@_merging_rule(layers.Attention)
-def _attention(coupling, node, read):
-    """Queries and keys are multiplied, so their channels are joined."""
-    tensors, arguments = node.input_tensors, node.arguments
-    # The list of inputs may be a keyword argument.
-    given = (*arguments.args, arguments.kwargs.get("inputs"))[0]
-    if len(tensors) != len(given):  # There are masks.
-        return coupling.pin(*read)
-    axis = len(tensors[0].shape) - 1
-    # Without keys, the values are used as keys.
-    query, value, key = (
-        coupling.along(axis, tensors[index], read[index])
-        for index in (0, 1, -1)
-    )
-    coupling.join(query, key)
-    return Channels(axis, value)
 
 
 def _joined(coupling, several):
