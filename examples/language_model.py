@@ -68,7 +68,7 @@ def gpt(width, layers):
 def fit(model, loss):
     steps = options.epochs * math.ceil(split / 32)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, warmup_target=3e-3, warmup_steps=steps // 20
+        0.0, steps, warmup_target=3e-3, warmup_steps=math.ceil(steps / 20)
     )
     model.compile(keras.optimizers.AdamW(rate, weight_decay=0.01), loss)
     model.fit(*train, batch_size=32, epochs=options.epochs, shuffle=False)

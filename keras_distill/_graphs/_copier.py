@@ -24,7 +24,8 @@ class Copier:
             list of new layers that replace it, each called on the output of the
             one before. In this list, the layer itself stands for its copy. The
             caller sets the weights of new layers, which are listed in the
-            attribute `replaced`: `{layer: [new layers]}`.
+            attribute `replaced`: `{layer: [new layers]}`. Default: all layers
+            are copied.
         shape_of: a function that takes an input tensor of a graph and returns
             its shape in the copy. Default: the same shape.
         dtype: the dtype policy for all copied layers that compute in floats.
@@ -33,7 +34,9 @@ class Copier:
 
     def __init__(
         self,
-        replace: Callable[[layers.Layer], list[layers.Layer] | None],
+        replace: Callable[
+            [layers.Layer], list[layers.Layer] | None
+        ] = lambda layer: None,
         shape_of: Callable[
             [keras.KerasTensor], tuple[int | None, ...]
         ] = lambda tensor: tensor.shape,

@@ -144,7 +144,7 @@ class Budget(NamedTuple):
 
     def _costs_of_file(self, path):
         measures: dict[str, Callable[[], float]] = {
-            "max_bytes": lambda: _with_spare(path.stat().st_size),
+            "max_bytes": lambda: with_spare(path.stat().st_size),
             "max_ms": lambda: _milliseconds(path),
             "max_arena_bytes": lambda: arena_bytes(path.read_bytes()),
         }
@@ -155,7 +155,8 @@ class Budget(NamedTuple):
         }
 
 
-def _with_spare(size):
+def with_spare(size: int) -> int:
+    """Return the bytes that a trained network of this size may take."""
     return math.ceil(size * (1 + _SPARE))
 
 

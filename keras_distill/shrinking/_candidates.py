@@ -124,10 +124,7 @@ def taught(
     }
     for small in ready.values():
         teaching.check(small)
-    sparsity = None
-    if _sparse.is_possible(model, budget, teaching):
-        stage = run.stage(_sparse.NAME, "pruning")
-        sparsity = _sparse.sparsity_before(model, budget, stage)
+    sparsity = _sparse.sparsity_before(model, budget, teaching, run)
     students = {
         name: _student(model, name, ready.get(name), budget, teaching, run)
         for name in WAYS

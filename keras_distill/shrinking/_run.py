@@ -29,8 +29,8 @@ class Stage:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def number(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return a number, which is found only once."""
+    def number(self, name: str, find: Callable[[], int | None]) -> int | None:
+        """Return a number, or None, which is found only once."""
         path = self._folder / f"{name}.json"
         if not path.exists():
             _write_json(path, find())

@@ -8,7 +8,6 @@ import pathlib
 import tempfile
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_distill._graphs._copier import Copier
@@ -17,14 +16,15 @@ from keras_distill.compression import WeightSharing
 from keras_distill.compression import pack
 from keras_distill.compression.channels._targets import first_that_fits
 from keras_distill.compression.litert._before_training import as_if_trained
+from keras_distill.compression.weights._smallest_weights import share_of_zeros
 from keras_distill.compression.weights._smallest_weights import smallest
 from keras_distill.compression.weights._weight_selection import (
     trainable_kernels,
 )
 from keras_distill.compression.weights._weight_sharing import cluster
 from keras_distill.shrinking._budget import Budget
+from keras_distill.shrinking._budget import with_spare
 from keras_distill.shrinking._run import Run
-from keras_distill.shrinking._run import Stage
 from keras_distill.shrinking._teaching import Teaching
 
 NAME = "sparse"
@@ -36,38 +36,43 @@ _SHARE_CHOOSING = 0.6
 _PRECISION = 1e-4
 # While values are shared, zeros and clusters stay. Only the values change, and
 # a codebook may compress less well.
-_SPARE, _SPARE_BYTES = 0.005, 16
-
-
-def is_possible(model: keras.Model, budget: Budget, teaching: Teaching) -> bool:
-    """Return whether zeros can bring a model into the budget."""
-    others = budget._replace(
-        limits={k: v for k, v in budget.limits.items() if k != "max_bytes"},
-        known={},
-    )
-    return (
-        budget.form == "packed"
-        and len(others.limits) < len(budget.limits)
-        and (not others.limits or others.excess(model) <= 1)
-        and teaching.epochs > teaching.rounding_epochs
-        and bool(trainable_kernels(model))
-    )
+_SPARE_BYTES = 16
 
 
 def sparsity_before(
-    model: keras.Model, budget: Budget, stage: Stage
+    model: keras.Model, budget: Budget, teaching: Teaching, run: Run
 ) -> float | None:
     """Return the share of zeros that the budget will require.
 
     Args:
         model: the network before it is trained with zeros.
-        budget: the budget, which limits the bytes.
-        stage: where the share is kept, because the search takes time.
+        budget: the budget.
+        teaching: the training.
+        run: where the share is kept, because the search takes time.
 
     Returns:
-        The share, or None if even the fewest weights take too many bytes.
+        The share, or None if zeros cannot bring the model into the budget.
     """
+    if not _is_possible(model, budget, teaching):
+        return None
+    stage = run.stage(NAME, "pruning")
     return _sparsity(as_if_trained(model, is_int8=False), budget, stage)
+
+
+def _is_possible(model, budget, teaching):
+    """Return whether only bytes are too many, and zeros can be trained."""
+    if budget.form != "packed" or "max_bytes" not in budget.limits:
+        return False
+    costs = budget.costs(model)
+    return (
+        all(
+            costs[name] <= limit
+            for name, limit in budget.limits.items()
+            if name != "max_bytes"
+        )
+        and teaching.epochs > teaching.rounding_epochs
+        and bool(trainable_kernels(model))
+    )
 
 
 def _sparsity(model, budget, stage):
@@ -87,7 +92,7 @@ def _sparsity(model, budget, stage):
 
 def _packed_bytes(model, sparsity):
     """Return the bytes of a model with more zeros, and with shared values."""
-    copy = _copy(model)
+    copy = Copier().copy(model)
     _set_zeros(copy, sparsity)
     for weight in _shared(copy):
         array = ops.convert_to_numpy(weight)
@@ -96,25 +101,18 @@ def _packed_bytes(model, sparsity):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "file")
         pack(copy, path)
-        size = path.stat().st_size
-        return math.ceil(size * (1 + _SPARE)) + _SPARE_BYTES
-
-
-def _copy(model):
-    return Copier(lambda layer: None).copy(model)
+        return with_spare(path.stat().st_size) + _SPARE_BYTES
 
 
 def _set_zeros(model, sparsity):
-    kernels = trainable_kernels(model)
-    arrays = [ops.convert_to_numpy(kernel) for kernel in kernels]
+    arrays = _kernel_arrays(model)
     pruned = smallest(arrays, sparsity, _SCOPE)
-    for kernel, array, zeros in zip(kernels, arrays, pruned):
+    for kernel, array, zeros in zip(trainable_kernels(model), arrays, pruned):
         kernel.assign(array * ~zeros)
 
 
-def _share_of_zeros(model):
-    kernels = map(ops.convert_to_numpy, trainable_kernels(model))
-    return float(np.mean(np.concatenate([k.ravel() for k in kernels]) == 0))
+def _kernel_arrays(model):
+    return [ops.convert_to_numpy(kernel) for kernel in trainable_kernels(model)]
 
 
 def _shared(model):
@@ -139,9 +137,9 @@ def trained(
         teaching: the training.
         run: where everything is kept.
     """
-    model = _copy(model)
+    model = Copier().copy(model)
     epochs = teaching.epochs - teaching.rounding_epochs
-    before = _share_of_zeros(model)
+    before = share_of_zeros(_kernel_arrays(model))
     pruning = MagnitudePruning(
         max(sparsity, before),
         initial_sparsity=before,

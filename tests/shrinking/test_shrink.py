@@ -143,9 +143,8 @@ def test_budgets_that_zeros_cannot_reach(run, monkeypatch):
     (x, y), model = vectors(32), mlp(64)
     result = run(model, x, y, max_bytes=450, max_macs=600)
     assert "sparse" not in result.comparison.to_dict()
-    monkeypatch.setattr(
-        _sparse, "_PRECISION", 0.5
-    )  # So half are zeros at most.
+    # So at most half of the weights are zeros.
+    monkeypatch.setattr(_sparse, "_PRECISION", 0.5)
     result = run(model, x, y, max_bytes=400, directory="b")
     assert "sparse" not in result.comparison.to_dict()
 

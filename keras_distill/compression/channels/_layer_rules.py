@@ -47,12 +47,13 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
+from keras import tree
 
 from keras_distill._graphs._elementwise import LAYERS
 from keras_distill._graphs._elementwise import is_elementwise
 from keras_distill._graphs._elementwise import is_elementwise_operation
 from keras_distill.compression._models import has_ungrouped_float_kernel
-from keras_distill.compression.channels import _sequence_rules  # noqa: F401 registers its rules
+from keras_distill.compression.channels import _sequence_rules  # noqa: F401
 from keras_distill.compression.channels._coupling import Channels
 from keras_distill.compression.channels._coupling import Rule
 from keras_distill.compression.channels._rule_registry import MERGING_RULES
@@ -60,6 +61,8 @@ from keras_distill.compression.channels._rule_registry import ON_REQUEST
 from keras_distill.compression.channels._rule_registry import RULES
 from keras_distill.compression.channels._rule_registry import merging_rule
 from keras_distill.compression.channels._rule_registry import rule
+
+# The import of `_sequence_rules` registers its rules.
 
 # Their mean and variance are over all channels.
 _OVER_CHANNELS = {
@@ -88,8 +91,9 @@ def rule_for(node: Any, through_layer_norm: bool = False) -> Rule | None:
         return _merge if is_elementwise_operation(operation) else None
     if len(_without_mask(node)) > 1:
         return MERGING_RULES.get(type(operation))
-    rules = RULES | ON_REQUEST if through_layer_norm else RULES
-    found = rules.get(type(operation))
+    found = RULES.get(type(operation))
+    if through_layer_norm and found is None:
+        found = ON_REQUEST.get(type(operation))
     if found is None or not has_ungrouped_float_kernel(operation):
         return None
     return functools.partial(_apply, found)
@@ -196,10 +200,7 @@ def _batch_normalization(coupling, layer, tensor, channels):
 def _normalization_over_channels(coupling, layer, tensor, channels):
     """The mean and the variance become those of the channels that are kept."""
     axis = len(tensor.shape) - 1
-    given = (
-        layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    )
-    if [x % len(tensor.shape) for x in given] != [axis]:
+    if [x % len(tensor.shape) for x in tree.flatten(layer.axis)] != [axis]:
         return coupling.pin(channels)
     numbers = coupling.along(axis, tensor, channels)
     for weight in _OVER_CHANNELS[type(layer)]:

@@ -82,8 +82,8 @@ def _multi_head_attention(coupling, node, read):
         for projection in projections:
             coupling.cut(layer, f"{projection}.bias", -2, heads)
     coupling.cut(layer, "output_dense.kernel", 0, heads)
-    query, *others = _read_by_attention(coupling, node, read)
-    for kernel, numbers in zip(kernels, (query, *others)):
+    query, value, key = _read_by_attention(coupling, node, read)
+    for kernel, numbers in zip(kernels, (query, value, key)):
         coupling.cut(layer, kernel, 0, numbers)
     if layer.get_config()["output_shape"] is not None:
         return None

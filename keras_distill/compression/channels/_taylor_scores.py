@@ -73,7 +73,7 @@ def taylor_scores(
     """
     model = model_to_rebuild("taylor_scores", model)
     # In `fit()`, statistics of normalizations and random generators change.
-    copy = Copier(lambda layer: None).copy(model)
+    copy = Copier().copy(model)
     for layer in copy._flatten_layers():
         layer.trainable = True
     collector = _SumOfSquares()

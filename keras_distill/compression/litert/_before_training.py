@@ -22,7 +22,7 @@ def as_if_trained(model: keras.Model, is_int8: bool) -> keras.Model:
             training. In very small networks, some activations are zero
             everywhere, and no interpreter takes such a range.
     """
-    copy = Copier(lambda layer: None).copy(model)
+    copy = Copier().copy(model)
     generator = np.random.default_rng(0)
     for weight in copy.weights:
         if "float" in weight.dtype:

@@ -33,6 +33,13 @@ def smallest(
     ]
 
 
+def share_of_zeros(weights: Sequence[np.ndarray]) -> float:
+    """Return the share of zeros in all arrays together."""
+    size = sum(array.size for array in weights)
+    zeros = sum(array.size - np.count_nonzero(array) for array in weights)
+    return zeros / max(size, 1)
+
+
 def _zeros_per_layer(magnitudes, total, scope):
     """Return how many of the smallest scores of the model each layer has."""
     scores = [_lamp(m) if scope == "lamp" else m for m in magnitudes]

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill.compression.weights._smallest_weights import share_of_zeros
+
 
 def warn_of_lost_zeros(pruning: Any, kernels: list[keras.Variable]) -> None:
     """Warn if a schedule begins with fewer zeros than the kernels have.
@@ -18,7 +20,7 @@ def warn_of_lost_zeros(pruning: Any, kernels: list[keras.Variable]) -> None:
     """
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
     values = [array for array in values if np.any(array)]
-    share, first = _share(values), pruning.sparsity_in_force(0)
+    share, first = share_of_zeros(values), pruning.sparsity_in_force(0)
     if _is_below(first, share, values):
         warnings.warn(
             f"`MagnitudePruning` begins with {first:.1%} zeros, but the "
@@ -36,7 +38,7 @@ def warn_of_missing_zeros(
 ) -> None:
     """Warn at the end of `fit()` if zeros of the schedule are missing."""
     values = [ops.convert_to_numpy(kernel) for kernel in kernels]
-    share, final = _share(values), pruning.final_sparsity
+    share, final = share_of_zeros(values), pruning.final_sparsity
     if not _is_below(share, final, values):
         return
     reached = pruning.sparsity_in_force(step)
@@ -100,12 +102,6 @@ def _restored_weights(pruning, reached):
         f"`start_from_epoch={number}`. Or prune in one `fit()`, and select the "
         "best weights in the next one, together with `KeepCompressed()`."
     )
-
-
-def _share(values):
-    size = sum(array.size for array in values)
-    zeros = sum(array.size - np.count_nonzero(array) for array in values)
-    return zeros / max(size, 1)
 
 
 def _is_below(share, expected, values):
