@@ -31,8 +31,9 @@ suite: $(VENV)/dev-installed
 
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# Each test runs on every backend. Of its parameters and generated examples, each
-# backend takes a third. `make suite-complete` runs all of them on all backends.
+# Tests of training, losses and optimizers run on every backend, and each backend
+# takes a third of their parameters and generated examples. All other tests run
+# on one backend. `make suite-complete` runs all of them on all backends.
 SHARE := --share-parameters
 
 suite-%: $(VENV)/dev-installed

@@ -107,7 +107,7 @@ def value_and_gradient(function, x):
     elif BACKEND == "jax":
         import jax
 
-        value, gradient = jax.value_and_grad(function)(x)
+        value, gradient = jax.jit(jax.value_and_grad(function))(x)
     else:
         import torch
 

@@ -38,14 +38,17 @@ gc.freeze()
 
 
 BACKENDS = ("tensorflow", "jax", "torch")
+# Where any backend will do, PyTorch takes every second test: it does not
+# compile, so it takes a fifth of the time of the others.
+TURNS = ("torch", "tensorflow", "torch", "jax")
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--share-parameters",
         action="store_true",
-        help="divide the parameters and the generated examples of each test "
-        "among the three backends",
+        help="divide the tests that any backend can run, and the parameters "
+        "and generated examples of all others, among the three backends",
     )
 
 
@@ -53,7 +56,9 @@ def pytest_configure(config):
     share = config.getoption("share_parameters")
     hypothesis.settings.load_profile("share" if share else "all")
     for marker in (
-        "one_backend(name): does not depend on the backend, so it runs on one",
+        "one_backend(name): runs on this backend only",
+        "any_backend: what it tests is the same on each backend, so with "
+        "--share-parameters it runs on one of them",
         "all_parameters: is never divided by --share-parameters",
     ):
         config.addinivalue_line("markers", marker)
@@ -78,20 +83,26 @@ def _runs_here(item):
 def _shares(items):
     """Return ids of the items that are the share of this backend.
 
-    Each function runs on every backend, with every third of its parameters, and
-    all three backends together run all of them.
+    All three backends together run all of them. Each function runs on every
+    backend, with every third of its parameters, unless any backend will do.
     """
-    groups = collections.defaultdict(list)
+    groups, turns = collections.defaultdict(list), collections.Counter()
+    number = BACKENDS.index(keras.backend.backend())
+    own = set(map(id, items))
     for item in items:
-        if item.get_closest_marker("one_backend") is None:
+        if item.get_closest_marker("one_backend"):
+            continue
+        if item.get_closest_marker("any_backend"):
+            turn = TURNS[turns[item.path] % len(TURNS)]
+            turns[item.path] += 1
+            if turn != BACKENDS[number]:
+                own.remove(id(item))
+        elif not item.get_closest_marker("all_parameters"):
             groups[item.nodeid.partition("[")[0]].append(item)
-    number, here = BACKENDS.index(keras.backend.backend()), set(map(id, items))
     for group in groups.values():
-        if not group[0].get_closest_marker("all_parameters"):
-            own = group[number :: len(BACKENDS)]
-            own = own or [group[number % len(group)]]
-            here -= set(map(id, group)) - set(map(id, own))
-    return here
+        here = group[number :: len(BACKENDS)] or [group[number % len(group)]]
+        own -= set(map(id, group)) - set(map(id, here))
+    return own
 
 
 def _generate_own_examples(items):

@@ -19,6 +19,8 @@ from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import InceptionCrop
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_unnamed_roles():
     with pytest.raises(TypeError, match="takes 1 positional argument but 3"):

@@ -12,6 +12,8 @@ from common import weights_of
 from keras import layers
 from reference import bit as reference
 
+pytestmark = pytest.mark.any_backend
+
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 SMALL, CLASSES = (1, 2, 1, 1), 7
 ROOT = "resnet/root_block/standardized_conv2d/kernel"

@@ -15,6 +15,10 @@ from PIL import Image
 import keras_distill
 from keras_distill import RecordedTeacher
 
+# What the examples use is tested on every backend. That a script is not out of
+# date shows on one.
+pytestmark = pytest.mark.one_backend("torch")
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 # The number of lines that a script may have.
 LONGEST = {
@@ -26,9 +30,6 @@ LONGEST = {
     "flowers102": 140,
     "make_notebooks": 140,
 }
-# What the examples use is tested on every backend. That a script is not out of
-# date shows on one.
-ON_ONE_BACKEND = pytest.mark.one_backend("torch")
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -67,7 +68,6 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-@ON_ONE_BACKEND
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_is_short_and_says_how_to_run_it(name):
     source = (EXAMPLES / f"{name}.py").read_text()
@@ -85,13 +85,13 @@ def test_each_is_short_and_says_how_to_run_it(name):
 @pytest.mark.parametrize(
     "name",
     [
+        "hints",
+        "multi_label",
         "quickstart",
         "recorded_teacher",
+        "regression",
+        "segmentation",
         "torch_teacher",
-        *(
-            pytest.param(name, marks=ON_ONE_BACKEND)
-            for name in ("hints", "multi_label", "regression", "segmentation")
-        ),
     ],
 )
 def test_each_runs_and_saves_the_student(name, run, capsys, tmp_path):
@@ -102,7 +102,6 @@ def test_each_runs_and_saves_the_student(name, run, capsys, tmp_path):
     assert student.input_shape == names["student"].input_shape
 
 
-@ON_ONE_BACKEND
 def test_prune_and_export(run, capsys, tmp_path):
     names = run("prune_and_export")
     assert names["pruned"].count_params() < names["network"].count_params() / 2
@@ -126,7 +125,6 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype="uint8")
 
 
-@ON_ONE_BACKEND
 def test_mnist(run, tmp_path):
     x, y = noise(64, 28, 28), np.arange(64, dtype="uint8") % 10
     arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
@@ -135,7 +133,6 @@ def test_mnist(run, tmp_path):
     assert (tmp_path / "mnist_student.keras").exists()
 
 
-@ON_ONE_BACKEND
 def test_text_classifier(run, tmp_path, capsys):
     for split in ("train", "test"):
         lines = "GOOD:very a good film\nBAD:very a bad film\n" * 8
@@ -147,7 +144,6 @@ def test_text_classifier(run, tmp_path, capsys):
     assert student.predict(["a bad film"], verbose=0).shape == (1, 2)
 
 
-@ON_ONE_BACKEND
 def test_language_model(run, tmp_path, capsys):
     text = "To be, or not to be, that is the question.\n" * 40
     (tmp_path / "tinyshakespeare.txt").write_text(text)
@@ -175,7 +171,6 @@ def state_of(model):
     }
 
 
-@ON_ONE_BACKEND
 def test_cifar10(run, tmp_path):
     """With a teacher that the example trains, and with published weights."""
     strip = noise(10 * 32, 32, 3)
@@ -199,7 +194,6 @@ def test_cifar10(run, tmp_path):
         same_outputs(names[old], again[new])
 
 
-@ON_ONE_BACKEND
 def test_flowers102(run, tmp_path, monkeypatch):
     pictures = noise(4, 160, 200, 3)
     data, offsets = joined([encoded(p, "jpeg") for p in pictures])
@@ -230,7 +224,6 @@ def make_notebooks(monkeypatch):
     return make_notebooks
 
 
-@ON_ONE_BACKEND
 def test_notebooks_are_valid_and_complete(make_notebooks):
     import nbformat
 
@@ -251,7 +244,6 @@ def test_notebooks_are_valid_and_complete(make_notebooks):
         assert not missing - set(cells)
 
 
-@ON_ONE_BACKEND
 def test_a_notebook_runs(make_notebooks):
     notebook = make_notebooks.notebook_of(EXAMPLES / "quickstart.py")
     for cell in notebook.cells:

@@ -4,6 +4,8 @@ import pytest
 from fuzz_readers import READERS
 from fuzz_readers import fuzz
 
+pytestmark = pytest.mark.any_backend
+
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("reader", READERS)

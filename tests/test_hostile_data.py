@@ -33,6 +33,8 @@ from keras_distill import RecordedTeacher
 from keras_distill import ValueMatching
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 SHAPES = [(3,), (1, 1, 1)]
 CLASSES = [2, 5]
 

@@ -13,6 +13,8 @@ from keras_distill import ConsistentAugment
 from keras_distill import Distiller
 from keras_distill import TeacherAgreement
 
+pytestmark = pytest.mark.any_backend
+
 
 def classifier(size=16, **kwargs):
     backbone = keras_hub.models.ResNetBackbone(

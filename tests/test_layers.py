@@ -16,6 +16,8 @@ from keras_distill.compression import WeightSharing
 from keras_distill.compression import factorize
 from keras_distill.compression import prune_channels
 
+pytestmark = pytest.mark.any_backend
+
 
 def branch(name, inputs=6):
     return keras.Sequential(

@@ -14,6 +14,8 @@ from keras_distill import Resume
 from keras_distill import record_teacher
 from keras_distill.distiller._on_policy import OnPolicy
 
+pytestmark = pytest.mark.any_backend
+
 WORDS, TIME = 30, 10
 
 

@@ -18,6 +18,8 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 
+pytestmark = pytest.mark.any_backend
+
 GUARDS = {
     "the default loss takes KL of raw logits, and the student ends at chance": (
         "test_invariants.py::test_the_default_loss_teaches"

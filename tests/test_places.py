@@ -13,6 +13,8 @@ from keras_distill import Hint
 from keras_distill import TeacherAgreement
 from keras_distill import TeacherDivergence
 
+pytestmark = pytest.mark.any_backend
+
 BATCH, PLACES, CLASSES, WIDTH = 6, 6, 5, 8
 
 

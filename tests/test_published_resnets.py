@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.any_backend
+
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 
 

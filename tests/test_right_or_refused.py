@@ -30,6 +30,8 @@ from keras_distill import TeacherAgreement
 from keras_distill import TeacherDivergence
 from keras_distill import ValueMatching
 
+pytestmark = pytest.mark.any_backend
+
 
 def units(count, activation=None, hidden=8):
     return mlp(hidden, classes=count, activation=activation)

@@ -15,6 +15,8 @@ from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import Hint
 
+pytestmark = pytest.mark.any_backend
+
 STEPS = 8  # of 4 samples, in two epochs
 
 

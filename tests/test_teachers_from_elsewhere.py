@@ -24,6 +24,8 @@ from keras_distill import RecordedTeacher
 from keras_distill import TeacherAgreement
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 
 def mean_divergence(teacher, student, temperature=1.0):
     rows = zip(teacher.reshape(-1, CLASSES), student.reshape(-1, CLASSES))

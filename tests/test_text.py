@@ -10,6 +10,8 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import copy_layers
 
+pytestmark = pytest.mark.any_backend
+
 TEXTS = ["a good film", "a bad film", "really good", "not bad at all"] * 3
 LABELS = np.array([1, 0, 1, 1] * 3)
 WORDS = sorted({word for text in TEXTS for word in text.split()})

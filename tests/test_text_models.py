@@ -14,6 +14,8 @@ from keras_distill import ClassicKD
 from keras_distill import Distiller
 from keras_distill import FunctionMatching
 
+pytestmark = pytest.mark.any_backend
+
 
 def outputs_of(model, tokens):
     return model(tokens, training=False)  # `predict` takes text

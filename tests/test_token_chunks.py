@@ -20,6 +20,8 @@ from keras_distill import FunctionMatching
 from keras_distill import Hint
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 WORDS, BATCH, TIME = 23, 4, 7
 
 

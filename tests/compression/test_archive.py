@@ -33,6 +33,8 @@ from keras_distill.compression.packing import _pack
 from keras_distill.compression.packing import _symbol_codec
 from keras_distill.compression.packing import _tensor_codec
 
+pytestmark = pytest.mark.any_backend
+
 
 def bits_of(model):
     """Dtype, shape and bytes of all state of a model, without metrics."""

@@ -28,6 +28,8 @@ from keras_distill.compression.litert import _kept_process
 from keras_distill.compression.litert._converter_errors import explain
 from keras_distill.compression.litert._kept_process import KeptProcess
 
+pytestmark = pytest.mark.any_backend
+
 
 @keras.saving.register_keras_serializable(package="test_converter")
 class Mapped(layers.Layer):

@@ -17,6 +17,8 @@ from keras_distill.compression import quantize_aware
 from keras_distill.compression import separate
 from keras_distill.compression import unpack
 
+pytestmark = pytest.mark.any_backend
+
 FUNCTIONS = {
     "prune_channels": lambda model: prune_channels(model, 0.5),
     "factorize": lambda model: factorize(model, rank=2),

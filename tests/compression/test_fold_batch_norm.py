@@ -10,6 +10,8 @@ from keras import layers
 
 from keras_distill.compression import fold_batch_norm
 
+pytestmark = pytest.mark.any_backend
+
 RANGES = {
     "gamma": (-2.0, 2.0),
     "beta": (-1.0, 1.0),

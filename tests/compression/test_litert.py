@@ -28,6 +28,8 @@ from keras_distill.compression import quantize_aware
 from keras_distill.compression import unpack
 from keras_distill.compression.litert import _export_litert
 
+pytestmark = pytest.mark.any_backend
+
 
 def student(name="student"):
     """A network with layers that are active only in training."""

@@ -14,6 +14,8 @@ from keras import layers
 from keras_distill.compression import _factorize as low_rank_module
 from keras_distill.compression import factorize
 
+pytestmark = pytest.mark.any_backend
+
 IMAGE = (9, 9, 4)
 
 

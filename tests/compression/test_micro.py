@@ -21,6 +21,8 @@ from keras_distill.compression.litert import _arena
 from keras_distill.compression.litert._interpreter import run_file
 from keras_distill.reports import _compare_files
 
+pytestmark = pytest.mark.any_backend
+
 X, _ = images(32)
 
 

@@ -32,6 +32,8 @@ from keras_distill.compression.litert._quantized_layers import (
     QuantizedDepthwiseConv2D,
 )
 
+pytestmark = pytest.mark.any_backend
+
 
 def residual_network():
     inputs = keras.Input((8, 8, 3))

@@ -13,6 +13,8 @@ from keras import layers
 
 from keras_distill.compression import separate
 
+pytestmark = pytest.mark.any_backend
+
 IMAGE = (9, 9, 4)
 
 

@@ -14,6 +14,8 @@ from keras import layers
 from keras_distill.compression import prune_channels
 from keras_distill.compression import taylor_scores
 
+pytestmark = pytest.mark.any_backend
+
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

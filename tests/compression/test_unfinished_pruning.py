@@ -15,6 +15,8 @@ from keras_distill.compression import KeepCompressed
 from keras_distill.compression import MagnitudePruning
 from keras_distill.compression import WeightSharing
 
+pytestmark = pytest.mark.any_backend
+
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

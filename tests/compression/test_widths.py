@@ -16,6 +16,8 @@ from keras_distill.compression import prune_channels
 from keras_distill.compression import separate
 from keras_distill.compression.channels._widths import Widths
 
+pytestmark = pytest.mark.any_backend
+
 
 def residual():
     inputs = keras.Input((8, 8, 3))

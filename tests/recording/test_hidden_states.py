@@ -18,6 +18,8 @@ from keras_distill import RecordedTeacher
 from keras_distill import TeacherAgreement
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 WORDS, TIME = 300, 5
 # Of small weights, all words would be equally probable.
 LARGE = keras.initializers.RandomNormal(stddev=1.0, seed=0)

@@ -21,6 +21,8 @@ from keras_distill import RecordedTeacher
 from keras_distill import record_teacher
 from keras_distill.recording import _writer
 
+pytestmark = pytest.mark.any_backend
+
 X, _ = images(36, size=10)
 EPOCHS, BATCHES = 3, 5
 

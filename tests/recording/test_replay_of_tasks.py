@@ -25,6 +25,8 @@ from keras_distill import TeacherDivergence
 from keras_distill import ValueMatching
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 
 def per_pixel(width=2, classes=3):
     """A network with outputs `(batch, 8, 8, classes)`."""

@@ -15,6 +15,8 @@ from keras_distill import TeacherAgreement
 from keras_distill import record_teacher
 from keras_distill.recording._top_k import most_probable
 
+pytestmark = pytest.mark.any_backend
+
 CLASSES = 300
 
 

@@ -29,6 +29,8 @@ from keras_distill.compression import prune_channels
 from keras_distill.reports import _compare_files
 from keras_distill.reports import _measure
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_sizes_are_those_of_the_files(tmp_path, monkeypatch):
     def export(model, path, **kwargs):

@@ -10,6 +10,8 @@ from keras import layers
 
 from keras_distill import copy_layers
 
+pytestmark = pytest.mark.any_backend
+
 
 def network(depth, width=4, classes=3, name="block"):
     blocks = [

@@ -17,6 +17,8 @@ from keras_distill import Distiller
 from keras_distill import FunctionMatching
 from keras_distill import map_vocabulary
 
+pytestmark = pytest.mark.any_backend
+
 # Before the student's words, so that all ids differ.
 MORE = ["aardvark", "abacus", *WORDS]
 

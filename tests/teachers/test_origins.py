@@ -29,6 +29,8 @@ from keras_distill import MixUp
 from keras_distill import RecordedTeacher
 from keras_distill import record_teacher
 
+pytestmark = pytest.mark.any_backend
+
 MATRIX = np.random.default_rng(3).normal(size=(6, CLASSES)).astype("float32")
 
 

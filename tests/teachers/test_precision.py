@@ -18,6 +18,8 @@ from keras_distill import FunctionMatching
 from keras_distill import Hint
 from keras_distill.teachers._precision import InPrecision
 
+pytestmark = pytest.mark.any_backend
+
 
 def in_float32(outputs):
     return to_numpy(keras.ops.cast(outputs, "float32"))

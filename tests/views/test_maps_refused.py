@@ -13,6 +13,8 @@ from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
 
+pytestmark = pytest.mark.any_backend
+
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 16, 16, 3))
 IMAGES = IMAGES.astype("float32")
 MASK = np.random.default_rng(1).integers(0, 256, (3, 16, 16)).astype("int32")

@@ -15,6 +15,8 @@ from keras_distill import InceptionCrop
 from keras_distill import MixUp
 from keras_distill.views._transformations import tensors_of
 
+pytestmark = pytest.mark.any_backend
+
 NEAREST = {"interpolation": "nearest"}
 
 # Every layer of Keras that moves pixels, with nearest-neighbour interpolation.

@@ -7,6 +7,8 @@ from keras import layers
 
 import keras_distill
 
+pytestmark = pytest.mark.any_backend
+
 CLASSES = 5
 VIEWS = {
     "crop": lambda: layers.RandomCrop(8, 8),

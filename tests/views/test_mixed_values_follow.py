@@ -9,6 +9,8 @@ from keras_distill import ConsistentAugment
 from keras_distill import InceptionCrop
 from keras_distill import MixUp
 
+pytestmark = pytest.mark.any_backend
+
 CLASSES = 5
 MIXING = {
     "MixUp": MixUp,

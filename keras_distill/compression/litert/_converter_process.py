@@ -4,6 +4,7 @@ It reads the path of a folder from each line of its input. `_converter.py` has
 filled the folder, and reads the results when this process writes a line.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -67,6 +68,9 @@ if __name__ == "__main__":
     # Libraries may print. Their lines must not look like ours.
     done = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # The converter collects garbage for each model, which would look through
+    # all that was imported.
+    gc.freeze()
     for line in sys.stdin:
         folder = pathlib.Path(line.rstrip("\n"))
         try:
