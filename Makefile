@@ -44,8 +44,7 @@ suite-complete:
 
 # On JAX, these tests run with XLA's own optimisation level, as users compile.
 # All others run with the lowest, see tests/conftest.py.
-AS_USERS_COMPILE := tests/test_invariants.py \
-	tests/losses/test_against_float64.py
+AS_USERS_COMPILE := tests/losses/test_against_float64.py
 
 suite-jax: $(VENV)/dev-installed
 	KERAS_BACKEND=jax XLA_FLAGS= $(PYTEST) $(SHARE) $(AS_USERS_COMPILE)

@@ -118,8 +118,8 @@ def random_data(shape, scored_shape, classes):
     random = np.random.default_rng(0)
     return tuple(
         (
-            random.integers(0, 256, (256, *shape), dtype="uint8"),
-            random.integers(0, classes, 256, dtype="int32"),
+            random.integers(0, 256, (64, *shape), dtype="uint8"),
+            random.integers(0, classes, 64, dtype="int32"),
         )
         for shape in (shape, scored_shape)
     )
@@ -180,7 +180,7 @@ def split(data, options, held_out):
     """Return `((x, y), (x, y))`: images to train with, and images to score."""
     (x, y), test = data
     if options.smoke:
-        return (x[:256], y[:256]), (test[0][:256], test[1][:256])
+        return (x[:64], y[:64]), (test[0][:64], test[1][:64])
     if options.validation:
         return (x[:-held_out], y[:-held_out]), (x[-held_out:], y[-held_out:])
     return (x, y), test

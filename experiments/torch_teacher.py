@@ -41,7 +41,7 @@ parser.add_argument("--smoke", action="store_true", help="to see it run")
 options = parser.parse_args()
 options.size, options.validation = 160, False  # For `flowers102`.
 options.workdir.mkdir(parents=True, exist_ok=True)
-size, unlabelled = (32, 64) if options.smoke else (128, 2000)
+size, unlabelled = (32, 32) if options.smoke else (128, 2000)
 (x, y), (others, y_others) = flowers102.load(options)
 order = np.random.default_rng(0).permutation(len(others))  # Classes are sorted.
 others, y_others = others[order], y_others[order]

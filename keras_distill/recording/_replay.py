@@ -189,12 +189,7 @@ def replayed(recording, arguments, augment, parts, share):
                 f"the recorded ones. Received: {name}={arguments[name]}. "
                 "Remove it."
             )
-    batch_size = arguments.pop("batch_size", None)
-    if batch_size not in (None, recording.manifest["batch_size"]):
-        raise ValueError(
-            f"The recording has batches of {recording.manifest['batch_size']} "
-            f"samples. Received: batch_size={batch_size}. Remove it."
-        )
+    _check_batch_size(recording, arguments.pop("batch_size", None))
     replay = Replay(
         recording,
         arguments.pop("x", None),
@@ -211,6 +206,18 @@ def replayed(recording, arguments, augment, parts, share):
         "x": replay,
         "callbacks": [*callbacks, _SetEpoch(replay)],
     }
+
+
+def _check_batch_size(recording, batch_size):
+    recorded = recording.manifest["batch_size"]
+    if batch_size in (None, recorded):
+        return
+    # A larger batch than all samples is the same one batch.
+    if recording.num_batches > 1 or batch_size < recorded:
+        raise ValueError(
+            f"The recording has batches of {recorded} samples. Received: "
+            f"batch_size={batch_size}. Remove it."
+        )
 
 
 def _check_parts(manifest, augment, parts):

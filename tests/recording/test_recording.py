@@ -176,6 +176,18 @@ def test_epochs_differ_and_start_over(tmp_path):
     distiller.fit(x, y, epochs=5, verbose=0)
 
 
+def test_few_samples_are_one_batch_of_any_larger_size(tmp_path):
+    x, y = vectors(20)
+    recording = recorded(mlp(16), x, tmp_path, batch_size=32)
+    losses = [
+        losses_of(student_of(mlp), recording, x, y, batch_size=size)[0]
+        for size in (20, 32, 64)
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(ValueError, match="has batches of 20 samples"):
+        losses_of(student_of(mlp), recording, x, y, batch_size=10)
+
+
 def test_a_resumed_run_goes_on_at_its_epoch(tmp_path):
     x, y = vectors(24)
     recording = recorded(mlp(16), x, tmp_path / "a", epochs=4)

@@ -38,6 +38,9 @@ _SECOND_PROCESS = (
     "custom layers and functions in a module that can be imported there, and "
     "register them with `keras.saving.register_keras_serializable`."
 )
+# The second process is kept if a model has layers of these only. Modules of
+# users may change before the next model.
+_LIBRARIES = frozenset({"keras_distill", "keras_hub", "keras_cv"})
 # TensorFlow's operations in convolutional networks and transformers. The
 # converter is safe for these.
 _COMMON = frozenset(
@@ -108,9 +111,8 @@ def convert(
         (folder / "task.json").write_text(json.dumps(task))
         np.savez(folder / "examples.npz", *examples or ())
         np.savez(folder / "test_inputs.npz", *test_inputs)
-        # Modules of users may change before the next model.
-        own = {module.split(".")[0] for module, _ in task["objects"]}
-        _run_process(folder, model, keep=own <= {"keras_distill"})
+        used = {module.split(".")[0] for module, _ in task["objects"]}
+        _run_process(folder, model, keep=used <= _LIBRARIES)
         with np.load(folder / "outputs.npz") as arrays:
             outputs = [arrays[name] for name in arrays]
         return (folder / "model.tflite").read_bytes(), outputs

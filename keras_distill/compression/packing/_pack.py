@@ -58,6 +58,9 @@ _PHRASES = (pathlib.Path(__file__).parent / "config_phrases.json").read_bytes()
 # weights per byte.
 _SMALL_CONFIG, _CONFIG_PER_BYTE = 1 << 22, 400
 _SMALL_MODEL, _WEIGHTS_PER_BYTE = 1 << 26, 10_000
+# A second model with more weights than this does not wait for Python to notice
+# that it is garbage. For others, looking for garbage takes longer than packing.
+_LARGE = 10_000_000
 
 
 def pack(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -338,7 +341,8 @@ def _check_rebuilt(model, text, version, size):
     new = [label(variable) for variable in variables_of(rebuilt)]
     check_assets(model, rebuilt, assets)
     del rebuilt
-    gc.collect()  # A model has reference cycles, and takes memory.
+    if model.count_params() > _LARGE:
+        gc.collect()  # A model has reference cycles, and takes memory.
     if own != new:
         raise ValueError(
             f"The model {model.name!r} cannot be packed: the model built from "

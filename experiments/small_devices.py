@@ -1,0 +1,154 @@
+"""CIFAR-10 in the flash of a small device, beside the files of MLPerf Tiny.
+
+    python experiments/small_devices.py --data FOLDER --max-bytes 98496
+    python experiments/small_devices.py --data FOLDER --max-bytes 512024
+
+`shrink` makes a pretrained ResNet fit the budget as an int8 file. Its teacher
+is a ResNet-56, recorded once for all candidates. The candidate is chosen on
+5,000 training images that are held out. The file of the chosen one is run on
+the test images, and so are MLPerf Tiny's own files for the same task, if
+FOLDER holds them (mlperf_tiny_*.tflite, of
+https://github.com/mlcommons/tiny, Apache-2.0).
+
+FOLDER holds cifar10.npz, cifar10_resnet20_state.npz and
+cifar10_resnet56_state.npz, see `cifar10.py`. A killed run continues.
+"""
+
+import pathlib
+
+import cifar10
+import experiment
+import experiment_results as results
+import keras
+import numpy as np
+
+from keras_distill import FunctionMatching
+from keras_distill import RecordedTeacher
+from keras_distill import record_teacher
+from keras_distill import shrink
+from keras_distill.compression import fold_batch_norm
+from keras_distill.compression.litert._arena import arena_bytes
+from keras_distill.compression.litert._interpreter import interpreter
+from keras_distill.reports._measure import measure_latency
+
+SCORED_AT_ONCE = 500
+
+
+def parse():
+    parser = experiment.parser_of(__doc__, epochs=60)
+    parser.add_argument("--max-bytes", type=int, default=98_496)
+    parser.add_argument("--depth", type=int, default=20, help="of the ResNet")
+    parser.set_defaults(
+        recorded_epochs=8, smallest_area=0.7, mix=0.3, temperature=4.0
+    )
+    return experiment.parse(parser)
+
+
+def networks(options):
+    """Return the network to begin with, and the teacher."""
+    if options.smoke and options.data is None:
+        return cifar10.resnet(8, "resnet8"), cifar10.resnet(14, "resnet14")
+    start = cifar10.pretrained(options.depth, options.data)
+    teacher = experiment.in_policy(
+        options.teacher_dtype, lambda: cifar10.pretrained(56, options.data)
+    )
+    return start, teacher
+
+
+def recorded(teacher, x, options):
+    """Return the recording of the teacher, which all runs of a seed share."""
+    path = options.workdir / experiment.recording_of(teacher, options)
+    record_teacher(
+        fold_batch_norm(teacher),
+        x,
+        path,
+        augment=cifar10.views(options),
+        epochs=1 if options.smoke else options.recorded_epochs,
+        batch_size=options.batch_size,
+    )
+    return RecordedTeacher(path)
+
+
+def accuracy_of_file(path, scored):
+    """Return the accuracy of a LiteRT file with inputs in float32 or int8."""
+    runner = interpreter(path.read_bytes())
+    runner.allocate_tensors()
+    (takes,), (returns,) = (
+        runner.get_input_details(),
+        runner.get_output_details(),
+    )
+    right = 0
+    for image, label in zip(*scored):
+        values = image[None].astype("float32")
+        if takes["dtype"] == np.int8:
+            scale, zero_point = takes["quantization"]
+            values = np.clip(np.rint(values / scale) + zero_point, -128, 127)
+        runner.set_tensor(takes["index"], values.astype(takes["dtype"]))
+        runner.invoke()
+        right += runner.get_tensor(returns["index"]).argmax() == label
+    return float(right / len(scored[1]))
+
+
+def figures(files, scored):
+    """Return `{name: figures}` of LiteRT files, measured side by side."""
+    times = measure_latency(
+        {name: {"litert": path} for name, path in files.items()}, rounds=20
+    )
+    return {
+        name: {
+            "accuracy": accuracy_of_file(path, scored),
+            "bytes": path.stat().st_size,
+            "arena_bytes": arena_bytes(path.read_bytes()),
+            "ms": times[name]["litert_ms"],
+        }
+        for name, path in files.items()
+    }
+
+
+def main():
+    options = parse()
+    (x, y), test = cifar10.load(options)
+    held_out = 16 if options.smoke else cifar10.HELD_OUT
+    start, teacher = networks(options)
+    keras.utils.set_random_seed(options.seed)
+    end = f"{options.max_bytes}-bytes_{options.epochs}-epochs"
+    name = f"{start.name}_{end}_seed-{options.seed}"
+    results.refuse_other_settings(name, options)
+    result = shrink(
+        start,
+        x[:-held_out],
+        validation=(x[-held_out:], y[-held_out:]),
+        directory=options.workdir / name,
+        epochs=options.epochs,
+        max_bytes=options.max_bytes,
+        teacher=recorded(teacher, x[:-held_out], options),
+        augment=cifar10.views(options),
+        loss=FunctionMatching(temperature=options.temperature),
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        verbose=2,
+    )
+    print(result)
+    path = options.workdir / f"{name}.tflite"
+    result.export(path)
+    others = sorted((options.data or pathlib.Path()).glob("mlperf_tiny_*"))
+    found = figures({name: path, **{p.stem: p for p in others}}, test)
+    chosen = result.comparison.to_dict()[result.name]
+    found[name] |= {
+        "parameters": chosen["parameters"],
+        "macs": chosen["macs"],
+        "validation_accuracy": chosen["litert_int8_accuracy"],
+        "teacher_accuracy": results.accuracy(teacher, test),
+    }
+    for row, metrics in found.items():
+        network = start.name if row == name else row
+        way = result.name if row == name else "as published"
+        settings = {"network": network, "candidate": way}
+        results.add(
+            results.row_of(row, options, metrics, **settings), options.workdir
+        )
+        print(row, metrics)
+
+
+if __name__ == "__main__":
+    main()
