@@ -216,6 +216,20 @@ def test_share_resnet(run, tmp_path):
     assert packed.stat().st_size < 4 * row["metrics"]["parameters"] / 8
 
 
+def test_small_devices(run, tmp_path):
+    arguments = ["--max-bytes", 9000, "--smoke", "--workdir", "runs"]
+    run("small_devices.py", *arguments)
+    (row,) = rows_of(tmp_path / "runs/results.json")
+    (file,) = (tmp_path / "runs").glob("*.tflite")
+    size = file.stat().st_size
+    assert 7000 < size == row["metrics"]["bytes"] <= 9000
+    assert row["settings"]["candidate"] in ("uniform", "global", "iterative")
+    assert row["metrics"]["arena_bytes"] > 1000
+    run("small_devices.py", *arguments)  # Nothing is trained again.
+    (again,) = rows_of(tmp_path / "runs/results.json")
+    assert again["metrics"]["accuracy"] == row["metrics"]["accuracy"]
+
+
 def test_deep_compression(run, tmp_path):
     arguments = ["--network", "lenet_5", "--smoke", "--workdir", "runs"]
     run("deep_compression.py", *arguments)
