@@ -213,7 +213,8 @@ def _check_batch_size(recording, batch_size):
     if batch_size in (None, recorded):
         return
     # A larger batch than all samples is the same one batch.
-    if recording.num_batches > 1 or batch_size < recorded:
+    is_larger = isinstance(batch_size, int) and batch_size > recorded
+    if recording.num_batches > 1 or not is_larger:
         raise ValueError(
             f"The recording has batches of {recorded} samples. Received: "
             f"batch_size={batch_size}. Remove it."

@@ -184,8 +184,9 @@ def test_few_samples_are_one_batch_of_any_larger_size(tmp_path):
         for size in (20, 32, 64)
     ]
     assert losses[0] == losses[1] == losses[2]
-    with pytest.raises(ValueError, match="has batches of 20 samples"):
-        losses_of(student_of(mlp), recording, x, y, batch_size=10)
+    for size in (10, "32"):
+        with pytest.raises(ValueError, match="has batches of 20 samples"):
+            losses_of(student_of(mlp), recording, x, y, batch_size=size)
 
 
 def test_a_resumed_run_goes_on_at_its_epoch(tmp_path):
