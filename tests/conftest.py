@@ -3,6 +3,7 @@
 import collections
 import gc
 import os
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # JAX compiles whatever runs, and a test runs it a few times only. So compiling
@@ -86,18 +87,18 @@ def _shares(items):
     All three backends together run all of them. Each function runs on every
     backend, with every third of its parameters, unless any backend will do.
     """
-    groups, turns = collections.defaultdict(list), collections.Counter()
+    groups = collections.defaultdict(list)
     number = BACKENDS.index(keras.backend.backend())
     own = set(map(id, items))
     for item in items:
-        if item.get_closest_marker("one_backend"):
+        if any(map(item.get_closest_marker, ("one_backend", "all_parameters"))):
             continue
         if item.get_closest_marker("any_backend"):
-            turn = TURNS[turns[item.path] % len(TURNS)]
-            turns[item.path] += 1
-            if turn != BACKENDS[number]:
+            # By name: the items before it differ between the backends.
+            turn = zlib.crc32(item.nodeid.encode()) % len(TURNS)
+            if TURNS[turn] != BACKENDS[number]:
                 own.remove(id(item))
-        elif not item.get_closest_marker("all_parameters"):
+        else:
             groups[item.nodeid.partition("[")[0]].append(item)
     for group in groups.values():
         here = group[number :: len(BACKENDS)] or [group[number % len(group)]]

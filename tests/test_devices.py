@@ -27,7 +27,7 @@ from benchmarks.processes import variables_of
 # two processes. On PyTorch, each device has a process of its own. TensorFlow
 # cancels the steps of a second strategy in one process.
 ENGINES = {
-    "tensorflow": [["mirrored-4"], ["mirrored-2"]],
+    "tensorflow": [["mirrored-2"], ["mirrored-4"]],
     "jax": [["data-4", "model-4"]],
     "torch": [],
 }[BACKEND]
@@ -106,6 +106,7 @@ def check(file, one):
         )
 
 
+@pytest.mark.all_parameters
 @pytest.mark.parametrize("engines", ENGINES, ids=str)
 def test_all_devices_give_the_update_of_one(engines, one, tmp_path):
     one, recordings = one
