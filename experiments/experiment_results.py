@@ -14,6 +14,8 @@ import results_schema
 from matplotlib.figure import Figure
 
 from keras_distill import compare
+from keras_distill.compression.litert._interpreter import interpreter
+from keras_distill.compression.litert._interpreter import quantized
 
 # What a command shows in place of this machine's folders.
 PUBLIC = {"--data": "FOLDER", "--workdir": "RUNS"}
@@ -26,6 +28,24 @@ def decisions(model, x):
 def accuracy(model, scored):
     x, y = scored
     return float(np.mean(decisions(model, x) == y))
+
+
+def accuracy_of_file(path, scored):
+    """Return the accuracy of a LiteRT file with one input and one output.
+
+    Others' files may have no signature, and an input in int8.
+    """
+    runner = interpreter(path.read_bytes())
+    runner.allocate_tensors()
+    (takes,) = runner.get_input_details()
+    (returns,) = runner.get_output_details()
+    right = 0
+    for image, label in zip(*scored):
+        values = quantized(image[None].astype("float32"), takes)
+        runner.set_tensor(takes["index"], values)
+        runner.invoke()
+        right += runner.get_tensor(returns["index"]).argmax() == label
+    return float(right / len(scored[1]))
 
 
 def report(name, network, scored, options, teacher=None):

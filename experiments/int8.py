@@ -16,7 +16,6 @@ import cifar10
 import experiment_results as results
 import keras
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from keras_distill import ConsistentAugment
 from keras_distill import Distiller
@@ -45,15 +44,6 @@ def learned_in_int8(network, images, options):
     drawn = generator.integers(0, len(images), steps * BATCH)
     distiller.fit(images[drawn], batch_size=BATCH, verbose=2)
     return student
-
-
-def accuracy_of_file(path, images, labels):
-    runner = Interpreter(str(path)).get_signature_runner()
-    (name,) = runner.get_input_details()
-    right = 0
-    for image, label in zip(images.astype("float32"), labels):
-        right += np.argmax(runner(**{name: image[None]})["output_0"]) == label
-    return right / len(labels)
 
 
 def main():
@@ -92,7 +82,7 @@ def main():
         export_litert(model, path, precision, **arguments)
         print(
             f"{name:20} {path.stat().st_size:9,} bytes, "
-            f"file {accuracy_of_file(path, *test):.2%}, "
+            f"file {results.accuracy_of_file(path, test):.2%}, "
             f"Keras {results.accuracy(model, test):.2%}"
         )
 

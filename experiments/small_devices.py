@@ -20,14 +20,12 @@ import cifar10
 import experiment
 import experiment_results as results
 import keras
-import numpy as np
 
 from keras_distill import RecordedTeacher
 from keras_distill import record_teacher
 from keras_distill import shrink
 from keras_distill.compression import fold_batch_norm
 from keras_distill.compression.litert._arena import arena_bytes
-from keras_distill.compression.litert._interpreter import interpreter
 from keras_distill.reports._measure import measure_latency
 
 
@@ -66,26 +64,6 @@ def recorded(teacher, x, options):
     return RecordedTeacher(path)
 
 
-def accuracy_of_file(path, scored):
-    """Return the accuracy of a LiteRT file with inputs in float32 or int8."""
-    runner = interpreter(path.read_bytes())
-    runner.allocate_tensors()
-    (takes,), (returns,) = (
-        runner.get_input_details(),
-        runner.get_output_details(),
-    )
-    right = 0
-    for image, label in zip(*scored):
-        values = image[None].astype("float32")
-        if takes["dtype"] == np.int8:
-            scale, zero_point = takes["quantization"]
-            values = np.clip(np.rint(values / scale) + zero_point, -128, 127)
-        runner.set_tensor(takes["index"], values.astype(takes["dtype"]))
-        runner.invoke()
-        right += runner.get_tensor(returns["index"]).argmax() == label
-    return float(right / len(scored[1]))
-
-
 def figures(files, scored):
     """Return `{name: figures}` of LiteRT files, measured side by side."""
     times = measure_latency(
@@ -93,7 +71,7 @@ def figures(files, scored):
     )
     return {
         name: {
-            "accuracy": accuracy_of_file(path, scored),
+            "accuracy": results.accuracy_of_file(path, scored),
             "bytes": path.stat().st_size,
             "arena_bytes": arena_bytes(path.read_bytes()),
             "ms": times[name]["litert_ms"],

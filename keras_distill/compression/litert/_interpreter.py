@@ -35,7 +35,7 @@ def run_file(
     results = [
         runner(
             **{
-                name: _quantized(array[None], takes[name])
+                name: quantized(array[None], takes[name])
                 for name, array in zip(names, arrays)
             }
         )
@@ -50,7 +50,7 @@ def run_file(
     ]
 
 
-def _quantized(values, detail):
+def quantized(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     """Return floats as the integers that a file with an int8 input takes."""
     if values.dtype.kind != "f" or detail["dtype"] != np.int8:
         return values
