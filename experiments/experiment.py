@@ -278,19 +278,24 @@ def train_taught(
     """Train with the teacher, live or from its recording."""
     teacher = fold_batch_norm(teacher)  # The same outputs in less time.
     if options.recorded_epochs:
-        path = options.workdir / recording_of(teacher, options)
-        record_teacher(
-            teacher,
-            data[0],
-            path,
-            augment=views,
-            epochs=options.recorded_epochs,
-            batch_size=options.batch_size,
-        )
-        teacher = RecordedTeacher(path)
+        teacher = recorded(teacher, data[0], views, options)
     distiller = Distiller(student=network, teacher=teacher, augment=views)
     distiller.compile(optimizer(options, len(data[0])), loss=loss_of(options))
     fit(distiller, network, data, scored, name, options, callbacks)
+
+
+def recorded(teacher, x, views, options):
+    """Return the recording of a teacher, made now or found."""
+    path = options.workdir / recording_of(teacher, options)
+    record_teacher(
+        teacher,
+        x,
+        path,
+        augment=views,
+        epochs=options.recorded_epochs,
+        batch_size=options.batch_size,
+    )
+    return RecordedTeacher(path)
 
 
 def recording_of(teacher, options):

@@ -14,6 +14,7 @@ FOLDER holds cifar10.npz, cifar10_resnet20_state.npz and
 cifar10_resnet56_state.npz, see `cifar10.py`. A killed run continues.
 """
 
+import argparse
 import pathlib
 
 import cifar10
@@ -21,8 +22,6 @@ import experiment
 import experiment_results as results
 import keras
 
-from keras_distill import RecordedTeacher
-from keras_distill import record_teacher
 from keras_distill import shrink
 from keras_distill.compression import fold_batch_norm
 from keras_distill.compression.litert._arena import arena_bytes
@@ -36,7 +35,10 @@ def parse():
     parser.set_defaults(
         recorded_epochs=8, smallest_area=0.7, mix=0.3, temperature=4.0
     )
-    return experiment.parse(parser)
+    options = experiment.parse(parser)
+    if options.smoke:
+        options.recorded_epochs = 1
+    return options
 
 
 def networks(options):
@@ -48,20 +50,6 @@ def networks(options):
         options.teacher_dtype, lambda: cifar10.pretrained(56, options.data)
     )
     return start, teacher
-
-
-def recorded(teacher, x, options):
-    """Return the recording of the teacher, which all runs of a seed share."""
-    path = options.workdir / experiment.recording_of(teacher, options)
-    record_teacher(
-        fold_batch_norm(teacher),
-        x,
-        path,
-        augment=cifar10.views(options),
-        epochs=1 if options.smoke else options.recorded_epochs,
-        batch_size=options.batch_size,
-    )
-    return RecordedTeacher(path)
 
 
 def figures(files, scored):
@@ -82,24 +70,28 @@ def figures(files, scored):
 
 def main():
     options = parse()
-    (x, y), test = cifar10.load(options)
-    held_out = 16 if options.smoke else cifar10.HELD_OUT
-    if options.smoke:
-        x, y, test = x[:64], y[:64], [array[:64] for array in test]
+    whole, test = cifar10.load(options)
+    held_out = argparse.Namespace(**{**vars(options), "validation": True})
+    data, validation = experiment.split(
+        (whole, test), held_out, cifar10.HELD_OUT
+    )
     keras.utils.set_random_seed(options.seed)
     start, teacher = networks(options)
     end = f"{options.max_bytes}-bytes_{options.epochs}-epochs"
     name = f"{start.name}_{end}_seed-{options.seed}"
     results.refuse_other_settings(name, options)
+    views = cifar10.views(options)
     result = shrink(
         start,
-        (x[:-held_out], y[:-held_out]),
-        validation=(x[-held_out:], y[-held_out:]),
+        data,
+        validation=validation,
         directory=options.workdir / name,
         epochs=options.epochs,
         max_bytes=options.max_bytes,
-        teacher=recorded(teacher, x[:-held_out], options),
-        augment=cifar10.views(options),
+        teacher=experiment.recorded(
+            fold_batch_norm(teacher), data[0], views, held_out
+        ),
+        augment=views,
         loss=experiment.loss_of(options),
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
@@ -117,10 +109,10 @@ def main():
         "validation_accuracy": chosen["litert_int8_accuracy"],
         "teacher_accuracy": results.accuracy(teacher, test),
     }
+    ours = {"network": start.name, "candidate": result.name}
     for row, metrics in found.items():
-        network = start.name if row == name else row
-        way = result.name if row == name else "as published"
-        settings = {"network": network, "candidate": way}
+        published = {"network": row, "candidate": "as published"}
+        settings = ours if row == name else published
         results.add(
             results.row_of(row, options, metrics, **settings), options.workdir
         )
