@@ -1,6 +1,7 @@
 """Zeros stay zero and follow the schedule; the optimizer is restored."""
 
 import contextlib
+import threading
 
 import keras
 import numpy as np
@@ -388,14 +389,18 @@ def test_steps_are_counted_whatever_the_order_of_threads():
     pruning = MagnitudePruning(0.8, begin_step=8, end_step=8)
     ended = pruning.on_train_batch_end
     held_back = []
+    is_held_back = threading.Event()
 
     def late(batch, logs=None):
-        # The last batch but one may end after the last one in Keras.
+        # The last batch but one may end after the last one in Keras, which
+        # calls both from threads of its own on JAX.
         if batch == 6:
             held_back.append(batch)
-        else:
-            ended(batch)
+            is_held_back.set()
+            return
+        ended(batch)
         if batch == 7:
+            assert is_held_back.wait(timeout=60)
             ended(*held_back)
 
     pruning.on_train_batch_end = late
