@@ -143,6 +143,23 @@ class Spoil(keras.callbacks.Callback):
         self.kept.append([np.array(w) for w in self.model.get_weights()])
 
 
+@pytest.mark.one_backend("tensorflow")
+def test_a_step_is_traced_once():
+    calls = []
+
+    class Counted(layers.Layer):
+        def call(self, inputs):
+            calls.append(self.name)
+            return inputs
+
+    student = keras.Sequential([keras.Input((6,)), Counted(), mlp()])
+    distiller = distiller_of(student, mlp(16))
+    distiller.compile("adam", FunctionMatching())
+    calls.clear()
+    distiller.fit(vectors()[0], verbose=0)
+    assert len(calls) == 1
+
+
 def test_the_best_weights_are_restored():
     x, y = vectors()
     student, teacher = mlp(), mlp(16)

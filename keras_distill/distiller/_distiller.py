@@ -468,6 +468,10 @@ class Distiller(keras.Model):
         super().reset_metrics()
 
     def make_train_function(self, force: bool = False) -> None:
+        # TensorFlow traces a step a second time if the first trace created
+        # variables of the optimizer.
+        if self.built and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         self._make("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:

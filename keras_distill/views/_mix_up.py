@@ -6,6 +6,7 @@ one random permutation per batch. It does not change weights below 1/2 to
 few different pairs.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,6 @@ from keras_distill import _arguments
 from keras_distill._typing import Tensor
 from keras_distill._typing import Tensors
 from keras_distill.views import _maps
-
-# Each try of the gamma sampler is accepted with a probability above 95 %.
-_TRIES = 12
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -201,34 +199,21 @@ def _blend_floats(name, values, transformation):
 def _symmetric_beta(alpha, count, seed):
     """Draw `count` values of Beta(alpha, alpha), with ops that XLA compiles.
 
-    Beta(1, 1) is uniform. Otherwise the value is `a / (a + b)` of two gamma
-    variables. It is computed with their logarithms, because for small `alpha`
-    both variables underflow, and their ratio does not.
+    The method of Devroye 1996, "Random Variate Generation in One Line of Code":
+    with two uniform variables, `w = u^(1 / alpha)` and `c = cos(2 pi v)`, it is
+
+        (1 + c sqrt((1 - w) / r)) / 2,   r = w + (1 - w) c^2
+
+    The smaller of the value and 1 minus the value is computed in a form that
+    does not cancel.
     """
     if alpha == 1.0:
         return keras.random.uniform((count,), seed=seed)
-    log_gammas = _log_gamma_variables(alpha, count, seed)  # (2, count)
-    return ops.sigmoid(log_gammas[0] - log_gammas[1])
-
-
-def _log_gamma_variables(alpha, count, seed):
-    """Draw the logarithms of Gamma(alpha) variables, shape `(2, count)`.
-
-    Gamma(alpha + 1) is drawn by the method of Marsaglia and Tsang 2000, "A
-    Simple Method for Generating Gamma Variables". All tries are drawn at once,
-    and the first accepted try is used. Then
-    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
-    """
-    d = alpha + 1.0 - 1.0 / 3.0
-    c = 1.0 / (9.0 * d) ** 0.5
-    normal = keras.random.normal((2, count, _TRIES), seed=seed)
-    uniform = keras.random.uniform((3, 2, count, _TRIES), seed=seed)
+    uniform = keras.random.uniform((2, count), seed=seed)
     # `uniform` is in [0, 1), so the logarithm of 1 - uniform is finite.
-    log_uniform = ops.log(1.0 - uniform)
-    v = (1.0 + c * normal) ** 3
-    log_v = ops.log(ops.maximum(v, 1e-30))
-    bound = 0.5 * normal**2 + d - d * v + d * log_v
-    accepted = ops.logical_and(v > 0.0, log_uniform[0] < bound)
-    first = ops.one_hot(ops.argmax(accepted, axis=-1), _TRIES)
-    log_gamma = ops.log(d) + ops.sum(first * log_v, axis=-1)
-    return log_gamma + log_uniform[1, :, :, 0] / alpha
+    log_w = ops.log(1.0 - uniform[0]) / alpha
+    w, rest = ops.exp(log_w), -ops.expm1(log_w)
+    cosine = ops.cos(2.0 * math.pi * uniform[1])
+    r = ops.maximum(w + rest * cosine**2, 1e-30)  # Both may underflow.
+    smaller = 0.5 * (w / r) / (1.0 + ops.abs(cosine) * ops.sqrt(rest / r))
+    return ops.where(cosine < 0.0, smaller, 1.0 - smaller)
