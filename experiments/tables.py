@@ -113,7 +113,7 @@ def _stages(rows):
     lines = [
         (
             group[0]["settings"]["network"],
-            group[0]["settings"]["stage"],
+            _stage(group[0]["settings"]),
             _percent(_mean_of(group, "zeros")),
             f"{_mean_of(group, 'bytes'):,.0f}",
             _times_smaller(group, "bytes"),
@@ -123,6 +123,13 @@ def _stages(rows):
         for group in grouped(rows)
     ]
     return table(headings, lines)
+
+
+def _stage(settings):
+    narrow = settings.get("narrow")
+    if not narrow or settings["stage"] == "dense":
+        return settings["stage"]
+    return f"{settings['stage']}, without {narrow:.0%} of its channels"
 
 
 def _mean_of(group, key):

@@ -244,6 +244,12 @@ def test_deep_compression(run, tmp_path):
     run("deep_compression.py", *arguments, "--num-clusters", "3")
     names = {path.name for path in (tmp_path / "runs").glob("*.keras")}
     assert len(names) == 4 and sum("shared" in name for name in names) == 2
+    # Narrower, the file has the size of a part of the dense network.
+    run("deep_compression.py", *arguments, "--narrow", "0.5")
+    rows = rows_of(tmp_path / "runs/results.json")
+    narrow = [row["metrics"] for row in rows if row["settings"]["narrow"]]
+    assert narrow[-1]["bytes"] < shared["bytes"] / 2
+    assert narrow[-1]["float32_bytes"] == shared["float32_bytes"] == 1_724_320
 
 
 def test_lenets_are_those_that_papers_compress():

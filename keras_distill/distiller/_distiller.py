@@ -470,8 +470,9 @@ class Distiller(keras.Model):
     def make_train_function(self, force: bool = False) -> None:
         # TensorFlow traces a step a second time if the first trace created
         # variables of the optimizer.
-        if self.built and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+        optimizer = self.optimizer
+        if self.built and optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)
         self._make("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -526,7 +527,7 @@ class Distiller(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            self.optimizer.build(self.trainable_variables)
+            optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -538,5 +539,5 @@ class Distiller(keras.Model):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         # An optimizer without slots would leave those of the file behind.
         if self.compiled and self.built and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+            optimizer.build(self.trainable_variables)
         super().load_weights(*args, **kwargs)
