@@ -527,7 +527,7 @@ class Distiller(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            optimizer.build(self.trainable_variables)
+            self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -539,5 +539,5 @@ class Distiller(keras.Model):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         # An optimizer without slots would leave those of the file behind.
         if self.compiled and self.built and not self.optimizer.built:
-            optimizer.build(self.trainable_variables)
+            self.optimizer.build(self.trainable_variables)
         super().load_weights(*args, **kwargs)
