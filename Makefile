@@ -31,9 +31,8 @@ suite: $(VENV)/dev-installed
 
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# Tests of training, losses and optimizers run on every backend, and each backend
-# takes a third of their parameters and generated examples. All other tests run
-# on one backend. `make suite-complete` runs all of them on all backends.
+# The backends share the tests, as CONTRIBUTING.md describes. `make suite-complete`
+# runs all of them on all backends.
 SHARE := --share-parameters
 
 suite-%: $(VENV)/dev-installed

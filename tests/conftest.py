@@ -39,17 +39,18 @@ gc.freeze()
 
 
 BACKENDS = ("tensorflow", "jax", "torch")
-# Where any backend will do, PyTorch takes two of three tests: it does not
-# compile, so it takes a fifth of the time of the others.
-TURNS = ("torch", "torch", "tensorflow", "torch", "torch", "jax")
+COLLECTED = pytest.StashKey()
+# These two compile, which takes five times as long as what PyTorch does.
+COMPILING = ("tensorflow", "jax")
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--share-parameters",
         action="store_true",
-        help="divide the tests that any backend can run, and the parameters "
-        "and generated examples of all others, among the three backends",
+        help="leave tests that any backend can run to PyTorch, let each other "
+        "test without parameters run on PyTorch and one more backend, and "
+        "divide parameters and generated examples among the three",
     )
 
 
@@ -59,21 +60,28 @@ def pytest_configure(config):
     for marker in (
         "one_backend(name): runs on this backend only",
         "any_backend: what it tests is the same on each backend, so with "
-        "--share-parameters it runs on one of them",
-        "all_parameters: is never divided by --share-parameters",
+        "--share-parameters it runs on PyTorch only",
+        "all_parameters: runs on all three with --share-parameters too, with "
+        "all parameters",
     ):
         config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what runs on another backend."""
-    here = {id(item) for item in items if _runs_here(item)}
+    config.stash[COLLECTED] = list(items)
+    here = selected(items, config.getoption("share_parameters"))
     if config.getoption("share_parameters"):
-        here &= _shares(items)
         _generate_own_examples(items)
     elsewhere = [item for item in items if id(item) not in here]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if id(item) in here]
+
+
+def selected(items, share):
+    """Return ids of the items that run on this backend."""
+    here = {id(item) for item in items if _runs_here(item)}
+    return here & _shares(items) if share else here
 
 
 def _runs_here(item):
@@ -84,22 +92,27 @@ def _runs_here(item):
 def _shares(items):
     """Return ids of the items that are the share of this backend.
 
-    All three backends together run all of them. Each function runs on every
-    backend, with every third of its parameters, unless any backend will do.
+    All three backends together run all of them. Each function with parameters
+    runs on every backend, with every third of them.
     """
+    backend = keras.backend.backend()
+    number = BACKENDS.index(backend)
     groups = collections.defaultdict(list)
-    number = BACKENDS.index(keras.backend.backend())
     own = set(map(id, items))
     for item in items:
         if any(map(item.get_closest_marker, ("one_backend", "all_parameters"))):
             continue
         if item.get_closest_marker("any_backend"):
+            runs = backend == "torch"
+        elif "[" not in item.nodeid:
             # By name: the items before it differ between the backends.
-            turn = zlib.crc32(item.nodeid.encode()) % len(TURNS)
-            if TURNS[turn] != BACKENDS[number]:
-                own.remove(id(item))
+            turn = zlib.crc32(item.nodeid.encode()) % len(COMPILING)
+            runs = backend in ("torch", COMPILING[turn])
         else:
             groups[item.nodeid.partition("[")[0]].append(item)
+            continue
+        if not runs:
+            own.remove(id(item))
     for group in groups.values():
         here = group[number :: len(BACKENDS)] or [group[number % len(group)]]
         own -= set(map(id, group)) - set(map(id, here))
