@@ -12,6 +12,7 @@ import json
 import pathlib
 import statistics
 
+import goals
 import results_schema
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -137,9 +138,12 @@ def _mean_of(group, key):
 
 
 def _times_smaller(group, key):
+    return f"{_times(group, key):.1f} times"
+
+
+def _times(group, key):
     metrics = [row["metrics"] for row in group]
-    times = statistics.mean(x["float32_bytes"] / x[key] for x in metrics)
-    return f"{times:.1f} times"
+    return statistics.mean(x["float32_bytes"] / x[key] for x in metrics)
 
 
 # What makes the part of the results page that has the same name.
@@ -153,6 +157,38 @@ EXPERIMENTS = {
     "deep_compression_validation": compressed,
     "flowers102": details,
 }
+
+
+def goals_and_figures():
+    """Return the table of goals, with the best figures of each."""
+    headings = ("experiment", "published", "goal", "here", "reached")
+    return table(headings, map(_goal_line, goals.GOALS))
+
+
+def _goal_line(goal):
+    rows = rows_of(goal.file) if goal.file else []
+    chosen = [r for r in rows if goal.settings.items() <= r["settings"].items()]
+    line = (goal.experiment, goal.published, f"{100 * goal.accuracy:g} %")
+    if not chosen:
+        return (*line, "", f"no: {goal.why_not}")
+    figures = [
+        (_times(group, "bytes") if goal.times else 0.0, _accuracy(group), group)
+        for group in grouped(chosen)
+    ]
+    times, accuracy, group = max(
+        figures, key=lambda f: (f[0] >= goal.times, f[1])
+    )
+    here = f"{times:.0f} times, " if goal.times else ""
+    here += f"{100 * accuracy:.2f} % ({_seeds(group)})"
+    reached = accuracy >= goal.accuracy and times >= goal.times
+    return (*line, here, "yes" if reached else f"no: {goal.why_not}")
+
+
+def _accuracy(group):
+    metrics = [row["metrics"] for row in group]
+    return statistics.mean(
+        m["accuracy"] if "accuracy" in m else 1 - m["error"] for m in metrics
+    )
 
 
 def highlights():
@@ -214,9 +250,13 @@ def _mean(values):
         return ""
     mean = statistics.mean(values)
     if len(values) == 1:
-        return f"{_percent(mean)} (one seed)"
+        return f"{_percent(mean)} ({_seeds(values)})"
     spread = _percent(statistics.stdev(values))
-    return f"{100 * mean:.2f} ± {spread} ({len(values)} seeds)"
+    return f"{100 * mean:.2f} ± {spread} ({_seeds(values)})"
+
+
+def _seeds(values):
+    return "one seed" if len(values) == 1 else f"{len(values)} seeds"
 
 
 def _percent(share):
@@ -240,7 +280,7 @@ def _sources(rows):
 def pages():
     """Return the text of each page with its tables written again."""
     results, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
-    text = results.read_text()
+    text = _filled(results.read_text(), "goals", goals_and_figures())
     for name, part in EXPERIMENTS.items():
         text = _filled(text, name, part(rows_of(name)))
     comparison = (RESULTS / "prune_resnet_comparison.md").read_text()
