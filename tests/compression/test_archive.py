@@ -201,6 +201,19 @@ def test_every_bit_of_a_float_counts(dtype, tmp_path):
     assert to_numpy(kernel)[numbers].tobytes() == values[numbers].tobytes()
 
 
+def test_a_warning_says_what_negative_zeros_cost(tmp_path):
+    model = mlp(64)
+    kernel = model.layers[0].kernel
+    values, path = to_numpy(kernel), tmp_path / "model"
+    kernel.assign(values * (np.abs(values) > np.quantile(np.abs(values), 0.8)))
+    with pytest.warns(UserWarning, match=r"entries of '.*kernel' are -0\.0"):
+        pack(model, path)
+    size = path.stat().st_size
+    kernel.assign(to_numpy(kernel) + 0.0)
+    pack(model, path)  # Other warnings are errors.
+    assert path.stat().st_size < size - values.size / 16
+
+
 def test_integers_come_back(tmp_path):
     model = mlp(8)
     for layer in model.layers:

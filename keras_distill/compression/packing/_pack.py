@@ -25,9 +25,11 @@ import json
 import os
 import pathlib
 import struct
+import warnings
 import zlib
 
 import keras
+import numpy as np
 
 from keras_distill import _files
 from keras_distill._keras_internals import limited_variables
@@ -61,6 +63,7 @@ _SMALL_MODEL, _WEIGHTS_PER_BYTE = 1 << 26, 10_000
 # A second model with more weights than this does not wait for Python to notice
 # that it is garbage. For others, looking for garbage takes longer than packing.
 _LARGE = 10_000_000
+_MANY_NEGATIVE_ZEROS = 0.05  # as a share of a weight
 
 
 def pack(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -79,6 +82,9 @@ def pack(model: keras.Model, path: str | os.PathLike[str]) -> None:
     generators. It does not contain the compile settings. The file is written
     under a temporary name and then renamed, so `path` never has an incomplete
     model.
+
+    A warning says if many weights are -0.0, as `weight * mask` makes them.
+    Their signs are kept and take one bit each.
 
     Source: Han, Mao and Dally 2016, "Deep Compression", with range coding
     instead of Huffman coding.
@@ -251,11 +257,27 @@ def _encoded(variables):
     def tensors():
         for variable in variables:
             words = to_words(variable)
+            _warn_of_negative_zeros(variable, words)
             code_tensor(encoder, words, words.shape, words.dtype)
             yield words
 
     checksum = checksum_of(variables, tensors())
     return encoder.words(), checksum
+
+
+def _warn_of_negative_zeros(variable, words):
+    """Warn if a weight was pruned with `weight * mask`, which makes -0.0."""
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return
+    sign = 1 << (8 * words.itemsize - 1)
+    count = np.count_nonzero(words == sign)
+    if count > _MANY_NEGATIVE_ZEROS * words.size:
+        warnings.warn(
+            f"{count:,} of {words.size:,} entries of {variable.path!r} are "
+            "-0.0. `pack` keeps the signs of zeros, one bit each. Assign "
+            "`weight + 0.0`, which is 0.0 in their place, for a smaller file.",
+            stacklevel=2,
+        )
 
 
 def _decoded(decoder, variables):
