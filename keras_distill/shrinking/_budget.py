@@ -122,6 +122,11 @@ class Budget(NamedTuple):
         limit = self.limits.get("max_bytes")
         return limit is None or path.stat().st_size <= limit
 
+    def without(self, name: str) -> "Budget":
+        """Return a budget without one of the limits."""
+        limits = {n: limit for n, limit in self.limits.items() if n != name}
+        return self._replace(limits=limits, known={})
+
     def on_the_way(self, costs: dict[str, float], share: float) -> "Budget":
         """Return a budget between these costs and this budget.
 

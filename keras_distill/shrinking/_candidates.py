@@ -61,16 +61,35 @@ def pruned(
     """
     channels = RemovableChannels(model)
     order = removal_order(channels, scope)
+    number = stage.number(
+        "removed", lambda: fewest_removed(channels, order, budget.excess)
+    )
+    if number is None:
+        _refuse(channels.model_without(order), budget)
+    return _without(channels, order[:number], budget)
 
-    def search():
-        number = fewest_removed(channels, order, budget.excess)
-        if number is None:
-            _refuse(channels.model_without(order), budget)
-        return number
 
-    small = channels.model_without(order[: stage.number("removed", search)])
+def _without(channels, removed, budget):
+    small = channels.model_without(removed)
     _estimate_statistics(small, budget.samples)
     return small
+
+
+def _narrow(model, budget, run):
+    """Return a network with as few channels removed as its zeros allow.
+
+    Its packed file takes fewer bits for the position of each weight. None is
+    returned if no channel has to be removed, or if that is not enough.
+    """
+    channels = RemovableChannels(model)
+    order = removal_order(channels, "group")
+    number = run.stage(_sparse.NARROW, "channels").number(
+        "removed",
+        lambda: fewest_removed(
+            channels, order, lambda m: _sparse.excess_if_narrow(m, budget)
+        ),
+    )
+    return _without(channels, order[:number], budget) if number else None
 
 
 def _estimate_statistics(model, samples):
@@ -124,16 +143,33 @@ def taught(
     }
     for small in ready.values():
         teaching.check(small)
-    sparsity = _sparse.sparsity_before(model, budget, teaching, run)
+    plans = _sparse_plans(model, budget, teaching, run)
     students = {
         name: _student(model, name, ready.get(name), budget, teaching, run)
         for name in WAYS
     }
-    if sparsity is not None:
-        students[_sparse.NAME] = _sparse.trained(
-            model, sparsity, budget, teaching, run
+    for name, (start, sparsity) in plans.items():
+        students[name] = _sparse.trained(
+            start, sparsity, budget, teaching, run, name
         )
     return students
+
+
+def _sparse_plans(model, budget, teaching, run):
+    """Return `{name: (network, share of zeros)}` of the ways with zeros."""
+    if not _sparse.is_possible(model, budget, teaching):
+        return {}
+    starts = {_sparse.NAME: model, _sparse.NARROW: _narrow(model, budget, run)}
+    sparsities = {
+        name: _sparse.sparsity_before(start, budget, run, name)
+        for name, start in starts.items()
+        if start is not None
+    }
+    return {
+        name: (starts[name], sparsity)
+        for name, sparsity in sparsities.items()
+        if sparsity is not None
+    }
 
 
 def _last_step(model, name, budget, run):

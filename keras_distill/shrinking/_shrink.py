@@ -74,6 +74,9 @@ def shrink(
       many as the budget requires (`MagnitudePruning`). In the last quarter of
       the epochs, kernels and biases share 16 values per layer
       (`WeightSharing`). This makes a packed file small, but not fast.
+    - `"narrow-sparse"`, for `precision="packed"` and `max_bytes`, if 92.5 % of
+      zeros are not enough: as few channels as necessary are removed first. The
+      positions of the other weights take fewer bits in a narrow network.
 
     After a kill, start the same program again: it continues where it was, see
     `Resume`. Everything is kept in `directory`. It runs in one process.

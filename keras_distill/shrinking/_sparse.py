@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_distill._graphs._copier import Copier
@@ -28,6 +29,10 @@ from keras_distill.shrinking._run import Run
 from keras_distill.shrinking._teaching import Teaching
 
 NAME = "sparse"
+NARROW = "narrow-sparse"
+# The share of the weights of a narrow network that do not become zero. With
+# fewer, the positions of each take more bits.
+_DENSITY = 0.075
 _SCOPE = "lamp"
 _NUM_CLUSTERS = 16
 # The share of the steps of pruning until all zeros are chosen.
@@ -40,36 +45,47 @@ _SPARE_BYTES = 16
 
 
 def sparsity_before(
-    model: keras.Model, budget: Budget, teaching: Teaching, run: Run
+    model: keras.Model,
+    budget: Budget,
+    run: Run,
+    name: str,
 ) -> float | None:
     """Return the share of zeros that the budget will require.
 
     Args:
         model: the network before it is trained with zeros.
-        budget: the budget.
-        teaching: the training.
+        budget: the budget, for which `is_possible`.
         run: where the share is kept, because the search takes time.
+        name: of the candidate.
 
     Returns:
         The share, or None if zeros cannot bring the model into the budget.
     """
-    if not _is_possible(model, budget, teaching):
+    others = budget.without("max_bytes")
+    if others.limits and others.excess(model) > 1:
         return None
-    stage = run.stage(NAME, "pruning")
+    stage = run.stage(name, "pruning")
     return _sparsity(as_if_trained(model, is_int8=False), budget, stage)
 
 
-def _is_possible(model, budget, teaching):
-    """Return whether only bytes are too many, and zeros can be trained."""
-    if budget.form != "packed" or "max_bytes" not in budget.limits:
-        return False
-    costs = budget.costs(model)
+def excess_if_narrow(model: keras.Model, budget: Budget) -> float:
+    """Return the costs of a narrow network divided by the limits, the largest.
+
+    Args:
+        model: a network from which channels were removed.
+        budget: the budget, with `max_bytes`.
+    """
+    others = budget.without("max_bytes")
+    packed = _packed_bytes(as_if_trained(model, is_int8=False), 1 - _DENSITY)
+    excess = packed / budget.limits["max_bytes"]
+    return max(excess, others.excess(model)) if others.limits else excess
+
+
+def is_possible(model: keras.Model, budget: Budget, teaching: Teaching) -> bool:
+    """Return whether the budget is one of packed bytes, and zeros can train."""
     return (
-        all(
-            costs[name] <= limit
-            for name, limit in budget.limits.items()
-            if name != "max_bytes"
-        )
+        budget.form == "packed"
+        and "max_bytes" in budget.limits
         and teaching.epochs > teaching.rounding_epochs
         and bool(trainable_kernels(model))
     )
@@ -108,7 +124,7 @@ def _set_zeros(model, sparsity):
     arrays = _kernel_arrays(model)
     pruned = smallest(arrays, sparsity, _SCOPE)
     for kernel, array, zeros in zip(trainable_kernels(model), arrays, pruned):
-        kernel.assign(array * ~zeros)
+        kernel.assign(np.where(zeros, 0, array))
 
 
 def _kernel_arrays(model):
@@ -127,6 +143,7 @@ def trained(
     budget: Budget,
     teaching: Teaching,
     run: Run,
+    name: str,
 ) -> keras.Model:
     """Return a network that has learned with zeros, then with shared values.
 
@@ -136,6 +153,7 @@ def trained(
         budget: the budget.
         teaching: the training.
         run: where everything is kept.
+        name: of the candidate.
     """
     model = Copier().copy(model)
     epochs = teaching.epochs - teaching.rounding_epochs
@@ -146,9 +164,9 @@ def trained(
         end_step=int(_SHARE_CHOOSING * epochs * teaching.steps),
         scope=_SCOPE,
     )
-    stage = run.stage(NAME, "pruning")
-    teaching.fit(model, epochs, stage, NAME, callbacks=[pruning])
-    stage = run.stage(NAME, "sharing")
+    stage = run.stage(name, "pruning")
+    teaching.fit(model, epochs, stage, name, callbacks=[pruning])
+    stage = run.stage(name, "sharing")
     # The trained weights may take more bytes than was expected of them.
     _set_zeros(model, _sparsity(model, budget, stage) or 0.0)
     sharing = WeightSharing({w.path: _NUM_CLUSTERS for w in _shared(model)})
@@ -156,7 +174,7 @@ def trained(
         model,
         teaching.rounding_epochs,
         stage,
-        f"{NAME}, shared values",
+        f"{name}, shared values",
         is_late=True,
         callbacks=[sharing],
     )

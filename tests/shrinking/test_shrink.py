@@ -141,6 +141,26 @@ def test_a_packed_budget_may_keep_all_channels(run, tmp_path):
 
 
 @pytest.mark.one_backend("torch")
+def test_a_narrow_network_takes_the_place_of_most_zeros(run):
+    x, y = learnable()
+    model = mlp(256)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(x, y, epochs=10, verbose=0)
+    options = {"max_bytes": 400, "epochs": 8, "learning_rate": 0.02}
+    result = run(model, x, y, **options)
+    figures = result.comparison.to_dict()
+    sparse, narrow = figures["sparse"], figures["narrow-sparse"]
+    assert 350 < narrow["packed_bytes"] <= 400
+    assert narrow["parameters"] < 0.7 * sparse["parameters"]
+    shares = [f["nonzero_parameters"] / f["parameters"] for f in (sparse, narrow)]
+    assert shares[0] < 0.15 < shares[1]
+    assert narrow["agreement"] > 0.85
+    # A run that was stopped after its last step finds everything again.
+    again = run(model, x, y, **options).comparison.to_dict()
+    assert again["narrow-sparse"]["agreement"] == narrow["agreement"]
+
+
+@pytest.mark.one_backend("torch")
 def test_budgets_that_zeros_cannot_reach(run, monkeypatch):
     (x, y), model = vectors(32), mlp(64)
     result = run(model, x, y, max_bytes=450, max_macs=600)
