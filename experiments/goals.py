@@ -94,7 +94,7 @@ GOALS = (
         "MNIST, student of 20,490 parameters",
         "",
         0.992,
-        _LONG,
+        "it agrees with its teacher on 99.8 %, and the teacher has 99.17 %",
         "mnist",
         {"loss": "function_matching"},
     ),

@@ -130,7 +130,7 @@ def _stage(settings):
     narrow = settings.get("narrow")
     if not narrow or settings["stage"] == "dense":
         return settings["stage"]
-    return f"{settings['stage']}, without {narrow:.0%} of its channels"
+    return f"{settings['stage']}, without {100 * narrow:g} % of its channels"
 
 
 def _mean_of(group, key):
@@ -212,7 +212,8 @@ def _teachers(rows):
     teachers = {}
     for row in rows:
         settings, metrics = row["settings"], row["metrics"]
-        if "taught_by" in settings:
+        # The first one, if a teacher was trained twice.
+        if "taught_by" in settings and settings["taught_by"] not in teachers:
             teachers[settings["taught_by"]] = (
                 settings["taught_by"],
                 "labels",
