@@ -61,7 +61,7 @@ def pytest_configure(config):
         "one_backend(name): runs on this backend only",
         "any_backend: what it tests is the same on each backend, so with "
         "--share-parameters it runs on PyTorch only",
-        "all_parameters: runs on all three with --share-parameters too, with "
+        "every_backend: runs on all three with --share-parameters too, with "
         "all parameters",
     ):
         config.addinivalue_line("markers", marker)
@@ -100,7 +100,7 @@ def _shares(items):
     groups = collections.defaultdict(list)
     own = set(map(id, items))
     for item in items:
-        if any(map(item.get_closest_marker, ("one_backend", "all_parameters"))):
+        if any(map(item.get_closest_marker, ("one_backend", "every_backend"))):
             continue
         if item.get_closest_marker("any_backend"):
             runs = backend == "torch"

@@ -218,6 +218,7 @@ def linear():
     return keras.Sequential([keras.Input((6,)), layers.Dense(CLASSES)])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("jit_compile", [False, "auto"])
 def test_a_teacher_that_returns_nan(bad, jit_compile):

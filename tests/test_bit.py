@@ -266,6 +266,7 @@ def test_mixed_precision_gives_float32_logits(bit, arrays, path):
     assert error(model, arrays, x) < 0.1
 
 
+@pytest.mark.every_backend
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.*:UserWarning")
 def test_training_compiled(bit):

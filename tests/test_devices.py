@@ -106,7 +106,7 @@ def check(file, one):
         )
 
 
-@pytest.mark.all_parameters
+@pytest.mark.every_backend
 @pytest.mark.parametrize("engines", ENGINES, ids=str)
 def test_all_devices_give_the_update_of_one(engines, one, tmp_path):
     one, recordings = one

@@ -512,6 +512,7 @@ def test_a_distiller_as_student():
         Distiller(student=distiller, teacher=units(4, hidden=16))
 
 
+@pytest.mark.every_backend
 def test_several_processes(monkeypatch):
     x, _ = vectors()
     distiller = distiller_of(units(4), units(4, hidden=16), FunctionMatching())
@@ -757,6 +758,7 @@ def test_a_function_around_a_model_that_changes():
 # Exports and precision
 
 
+@pytest.mark.every_backend
 def test_distiller_and_student_are_exported_after_fit(tmp_path):
     x, _ = vectors(4)
     distiller = distiller_of(mlp(), mlp(16), FunctionMatching())
@@ -774,6 +776,7 @@ def test_distiller_and_student_are_exported_after_fit(tmp_path):
         assert pathlib.Path(path).exists() and os.path.getsize(path) > 0
 
 
+@pytest.mark.every_backend
 def test_layers_in_float16_have_their_loss_scaled():
     inputs = keras.Input((6,))
     x = layers.Dense(8, "relu", dtype="mixed_float16")(inputs)

@@ -91,7 +91,7 @@ def at(schedule, step):
 
 
 # PyTorch runs one step at a time.
-@pytest.mark.all_parameters
+@pytest.mark.every_backend
 @pytest.mark.parametrize("together", [1] if BACKEND == "torch" else [1, 4])
 def test_alpha_and_temperature_follow_the_step(together):
     alpha, temperature = decay(0.9, 0.1), Ramp(0.7)

@@ -70,6 +70,7 @@ def as_function(loaded):
     )
 
 
+@pytest.mark.every_backend
 def test_a_saved_model_teaches(tmp_path):
     x, y = vectors(20)
     loaded, network = saved_model(tmp_path)
@@ -89,6 +90,7 @@ def test_a_saved_model_teaches(tmp_path):
     assert evaluate(distiller, x, y)["loss"] < before["loss"]
 
 
+@pytest.mark.every_backend
 def test_the_recording_of_a_saved_model_teaches(tmp_path):
     x, y = vectors(20)
     loaded, network = saved_model(tmp_path / "model")

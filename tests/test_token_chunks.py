@@ -461,6 +461,7 @@ np.savez("found.npz", *found[0], *map(np.array, found[1].values()))
 PAIR = language_model, lambda: language_model(8, seed=1)
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(BACKEND == "torch", reason="has one device per process")
 def test_two_devices_give_the_update_of_one(tmp_path):
     flags = "--xla_force_host_platform_device_count=2"

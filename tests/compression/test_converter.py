@@ -166,6 +166,7 @@ def test_a_loop_between_layers_that_share(tmp_path):
         )
 
 
+@pytest.mark.every_backend
 def test_an_ordinary_network_needs_no_process(tmp_path, monkeypatch):
     if BACKEND != "tensorflow":
         monkeypatch.setattr(_converter, "_PROCESS", KeptProcess("no_module"))

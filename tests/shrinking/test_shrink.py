@@ -152,7 +152,9 @@ def test_a_narrow_network_takes_the_place_of_most_zeros(run):
     sparse, narrow = figures["sparse"], figures["narrow-sparse"]
     assert 350 < narrow["packed_bytes"] <= 400
     assert narrow["parameters"] < 0.7 * sparse["parameters"]
-    shares = [f["nonzero_parameters"] / f["parameters"] for f in (sparse, narrow)]
+    shares = [
+        f["nonzero_parameters"] / f["parameters"] for f in (sparse, narrow)
+    ]
     assert shares[0] < 0.15 < shares[1]
     assert narrow["agreement"] > 0.85
     # A run that was stopped after its last step finds everything again.

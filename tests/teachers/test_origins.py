@@ -404,6 +404,7 @@ def needs_values(x):
     return np.asarray(x) @ MATRIX
 
 
+@pytest.mark.every_backend
 def test_a_live_function_that_needs_values():
     x, _ = vectors()
     distiller = distiller_of(needs_values)
@@ -423,6 +424,7 @@ def test_a_live_function_that_needs_values():
     distiller.fit(x, verbose=0)
 
 
+@pytest.mark.every_backend
 def test_preprocessing_that_needs_values_says_so():
     x, _ = vectors()
     distiller = Distiller(

@@ -293,6 +293,7 @@ def compiled(function, augment, *arguments, jit_compile):
     return torch.compile(function, backend="eager")(*arguments)
 
 
+@pytest.mark.every_backend
 # `torch.compile`, of the Beta distribution of `keras.layers.CutMix`.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 @pytest.mark.parametrize("layers", ["geometric", "crops and mixing"])
