@@ -61,11 +61,14 @@ def pruned(
     """
     channels = RemovableChannels(model)
     order = removal_order(channels, scope)
-    number = stage.number(
-        "removed", lambda: fewest_removed(channels, order, budget.excess)
-    )
-    if number is None:
-        _refuse(channels.model_without(order), budget)
+
+    def search():
+        number = fewest_removed(channels, order, budget.excess)
+        if number is None:
+            _refuse(channels.model_without(order), budget)
+        return number
+
+    number = stage.number("removed", search)
     return _without(channels, order[:number], budget)
 
 

@@ -45,10 +45,7 @@ _SPARE_BYTES = 16
 
 
 def sparsity_before(
-    model: keras.Model,
-    budget: Budget,
-    run: Run,
-    name: str,
+    model: keras.Model, budget: Budget, run: Run, name: str
 ) -> float | None:
     """Return the share of zeros that the budget will require.
 
