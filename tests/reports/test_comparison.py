@@ -168,9 +168,9 @@ def test_zeros_save_no_time_and_channels_do():
     outputs = layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x))
     dense = keras.Model(inputs, outputs)
     zeros = keras.models.clone_model(dense)
-    generator = np.random.default_rng(0)
+    generator, weights = np.random.default_rng(0), dense.get_weights()
     zeros.set_weights(
-        [w * (generator.random(w.shape) < 0.1) for w in dense.get_weights()]
+        [np.where(generator.random(w.shape) < 0.1, w, 0) for w in weights]
     )
     models = {
         "dense": dense,
