@@ -79,6 +79,8 @@ def wrap(distiller, name, teacher, recording, logs, on_policy):
         on_policy: the `OnPolicy`, or `None`.
     """
     training = name == "train_function"
+    if training:
+        _build_optimizer(distiller)
     replaces = training and on_policy is not None
     if replaces:
         on_policy.check(distiller, logs.objective)
@@ -101,3 +103,13 @@ def wrap(distiller, name, teacher, recording, logs, on_policy):
         return result
 
     setattr(distiller, name, watched)
+
+
+def _build_optimizer(distiller):
+    """Build the optimizer of a built model before its step is traced.
+
+    TensorFlow traces a step twice if the first trace creates variables.
+    """
+    optimizer = distiller.optimizer
+    if distiller.built and optimizer is not None and not optimizer.built:
+        optimizer.build(distiller.trainable_variables)

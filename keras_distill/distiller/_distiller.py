@@ -468,11 +468,6 @@ class Distiller(keras.Model):
         super().reset_metrics()
 
     def make_train_function(self, force: bool = False) -> None:
-        # TensorFlow traces a step a second time if the first trace created
-        # variables of the optimizer.
-        optimizer = self.optimizer
-        if self.built and optimizer is not None and not optimizer.built:
-            optimizer.build(self.trainable_variables)
         self._make("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
