@@ -1,7 +1,8 @@
 """CIFAR-10 in the flash of a small device, beside the files of MLPerf Tiny.
 
     python experiments/small_devices.py --data FOLDER --max-bytes 98496
-    python experiments/small_devices.py --data FOLDER --max-bytes 512024
+    python experiments/small_devices.py --data FOLDER --max-bytes 512024 \\
+        --depth 56
 
 `shrink` makes a pretrained ResNet fit the budget as an int8 file. Its teacher
 is a ResNet-56, recorded once for all candidates. The candidate is chosen on

@@ -70,8 +70,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Leave out what runs on another backend."""
     config.stash[COLLECTED] = list(items)
-    here = selected(items, config.getoption("share_parameters"))
-    if config.getoption("share_parameters"):
+    share = config.getoption("share_parameters")
+    here = selected(items, share)
+    if share:
         _generate_own_examples(items)
     elsewhere = [item for item in items if id(item) not in here]
     config.hook.pytest_deselected(items=elsewhere)
@@ -102,21 +103,23 @@ def _shares(items):
     for item in items:
         if any(map(item.get_closest_marker, ("one_backend", "every_backend"))):
             continue
-        if item.get_closest_marker("any_backend"):
-            runs = backend == "torch"
-        elif "[" not in item.nodeid:
-            # By name: the items before it differ between the backends.
-            turn = zlib.crc32(item.nodeid.encode()) % len(COMPILING)
-            runs = backend in ("torch", COMPILING[turn])
-        else:
+        if "[" in item.nodeid and not item.get_closest_marker("any_backend"):
             groups[item.nodeid.partition("[")[0]].append(item)
-            continue
-        if not runs:
+        elif backend not in _backends_of(item):
             own.remove(id(item))
     for group in groups.values():
         here = group[number :: len(BACKENDS)] or [group[number % len(group)]]
         own -= set(map(id, group)) - set(map(id, here))
     return own
+
+
+def _backends_of(item):
+    """Return the backends that run a test whose parameters are not divided."""
+    if item.get_closest_marker("any_backend"):
+        return ("torch",)
+    # By name: the items before it differ between the backends.
+    turn = zlib.crc32(item.nodeid.encode()) % len(COMPILING)
+    return ("torch", COMPILING[turn])
 
 
 def _generate_own_examples(items):

@@ -80,7 +80,8 @@ def wrap(distiller, name, teacher, recording, logs, on_policy):
     """
     training = name == "train_function"
     if training:
-        _build_optimizer(distiller)
+        # TensorFlow traces a step twice if the first trace creates variables.
+        build_optimizer(distiller)
     replaces = training and on_policy is not None
     if replaces:
         on_policy.check(distiller, logs.objective)
@@ -105,11 +106,8 @@ def wrap(distiller, name, teacher, recording, logs, on_policy):
     setattr(distiller, name, watched)
 
 
-def _build_optimizer(distiller):
-    """Build the optimizer of a built model before its step is traced.
-
-    TensorFlow traces a step twice if the first trace creates variables.
-    """
+def build_optimizer(distiller):
+    """Build the optimizer of a compiled Distiller, if its models are built."""
     optimizer = distiller.optimizer
     if distiller.built and optimizer is not None and not optimizer.built:
         optimizer.build(distiller.trainable_variables)

@@ -521,8 +521,7 @@ class Distiller(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
+        _compiled_steps.build_optimizer(self)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -533,6 +532,6 @@ class Distiller(keras.Model):
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         # An optimizer without slots would leave those of the file behind.
-        if self.compiled and self.built and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+        if self.compiled:
+            _compiled_steps.build_optimizer(self)
         super().load_weights(*args, **kwargs)

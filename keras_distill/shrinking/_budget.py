@@ -113,8 +113,11 @@ class Budget(NamedTuple):
     def excess(self, model: keras.Model) -> float:
         """Return the costs of a model divided by the limits, the largest."""
         return max(
-            value / self.limits[name]
-            for name, value in self.costs(model).items()
+            (
+                value / self.limits[name]
+                for name, value in self.costs(model).items()
+            ),
+            default=0.0,
         )
 
     def holds(self, path: pathlib.Path) -> bool:

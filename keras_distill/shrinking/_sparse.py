@@ -58,8 +58,7 @@ def sparsity_before(
     Returns:
         The share, or None if zeros cannot bring the model into the budget.
     """
-    others = budget.without("max_bytes")
-    if others.limits and others.excess(model) > 1:
+    if budget.without("max_bytes").excess(model) > 1:
         return None
     stage = run.stage(name, "pruning")
     return _sparsity(as_if_trained(model, is_int8=False), budget, stage)
@@ -72,10 +71,11 @@ def excess_if_narrow(model: keras.Model, budget: Budget) -> float:
         model: a network from which channels were removed.
         budget: the budget, with `max_bytes`.
     """
-    others = budget.without("max_bytes")
     packed = _packed_bytes(as_if_trained(model, is_int8=False), 1 - _DENSITY)
-    excess = packed / budget.limits["max_bytes"]
-    return max(excess, others.excess(model)) if others.limits else excess
+    return max(
+        packed / budget.limits["max_bytes"],
+        budget.without("max_bytes").excess(model),
+    )
 
 
 def is_possible(model: keras.Model, budget: Budget, teaching: Teaching) -> bool:

@@ -116,10 +116,7 @@ def test_each_candidate_takes_no_more_than_the_limit(limit, key, run):
 @pytest.mark.one_backend("torch")
 def test_a_packed_budget_may_keep_all_channels(run, tmp_path):
     """Zeros and shared values take few bytes, and no other costs."""
-    x, y = learnable()
-    model = mlp(64)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
-    model.fit(x, y, epochs=10, verbose=0)
+    model, (x, y) = trained(64)
     macs = compare([model], litert=()).to_dict()[model.name]["macs"]
     limits = {"max_bytes": 450, "max_macs": macs}
     result = run(model, x, y, **limits, epochs=8, learning_rate=0.02)
@@ -142,10 +139,7 @@ def test_a_packed_budget_may_keep_all_channels(run, tmp_path):
 
 @pytest.mark.one_backend("torch")
 def test_a_narrow_network_takes_the_place_of_most_zeros(run):
-    x, y = learnable()
-    model = mlp(256)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
-    model.fit(x, y, epochs=10, verbose=0)
+    model, (x, y) = trained(256)
     options = {"max_bytes": 400, "epochs": 8, "learning_rate": 0.02}
     result = run(model, x, y, **options)
     figures = result.comparison.to_dict()
@@ -227,12 +221,17 @@ def learnable(count=256):
     return x.astype("float32"), y
 
 
-@pytest.mark.one_backend("torch")
-def test_students_learn_from_the_teacher(run):
-    x, y = learnable()
-    model = mlp(64)
+def trained(units):
+    """Return a network and the data that it has learned."""
+    model, (x, y) = mlp(units), learnable()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
     model.fit(x, y, epochs=10, verbose=0)
+    return model, (x, y)
+
+
+@pytest.mark.one_backend("torch")
+def test_students_learn_from_the_teacher(run):
+    model, (x, y) = trained(64)
     result = run(model, x, y, max_parameters=70, epochs=12, learning_rate=0.02)
     untrained = run(
         model, x, y, max_parameters=70, learning_rate=1e-9, directory="b"
